@@ -1,0 +1,78 @@
+"""The models by name, and the contract they share: plain arrays in, plain arrays out.
+
+A model learns from one or several :class:`Section` and predicts expression at the points of a section. It knows
+nothing of AnnData, keeps all it needs for prediction in :meth:`Model.state`, and is found by name in :data:`MODELS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Patches = Callable[[NDArray[np.intp]], NDArray[np.uint8]]  # rows (b,) -> patches (b, h, w, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One tissue section as models see it; rows are spots where ``expression`` is given, points where it is not."""
+
+    name: str
+    xy: NDArray[np.float64]  # (n, 2) in units of the spots' pitch: positions of several arrays compare
+    features: NDArray[np.float32] | None = None  # (n, d) as the encoder gave them
+    expression: NDArray[np.float32] | None = None  # (n, g) log-normalised
+    patches: Patches | None = None
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+class Model(Protocol):
+    """A way from image features, pixels and positions to expression.
+
+    Laws, tested for every entry of :data:`MODELS`: permuting the points permutes the prediction; a second ``fit`` with
+    the same seed gives the same bits on a CPU; ``restore(state())`` predicts the same bits; nothing but the sections
+    handed to ``fit`` reaches a prediction.
+    """
+
+    history: dict[str, NDArray[np.float64]]  # curves over epochs; empty where nothing iterates
+
+    def fit(
+        self, sections: Sequence[Section], *, seed: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
+        """Learn; return for each section (n, g) what the model says of each spot without having seen it.
+
+        Rows that the model cannot hold back are NaN. The spread of a new measurement is learnt from these.
+        """
+
+    def predict(self, points: Section) -> NDArray[np.float32]:
+        """Expression (m, g) at the points; ``points.name`` says which of the fitted sections they belong to."""
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """All that prediction needs, as named numeric arrays."""
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up what :meth:`state` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What the registry says of a model without importing it."""
+
+    source: str  # "module:Class"; the class is a dataclass whose fields are the user's params
+    inputs: frozenset[Literal["features", "patches", "xy"]]
+    context: Literal["spot", "window", "section"]  # what one prediction looks at
+    reference: str
+    iterative: bool = False  # takes params={"epochs": n}
+    min_spots: int = 20  # below this, fit refuses
+
+    def load(self) -> type[Model]:
+        """Import and return the model's class."""
+        module, name = self.source.split(":")
+        model: type[Model] = getattr(import_module(module), name)
+        return model
+
+
+MODELS: dict[str, ModelSpec] = {}
