@@ -29,10 +29,10 @@ LENGTHS = np.array([4.0, 1.3, 3.0, 2.5, 2.5])  # correlation lengths of the maps
 HAEMATOXYLIN = (0.563, 0.720, 0.406)  # optical density in red, green, blue (Macenko et al. 2009)
 EOSIN = (0.216, 0.801, 0.558)
 NUCLEUS_UM = 3.6  # mean half axis
-LUMEN = 1.9  # of the map of glands: above, a gland is hollow
+GLAND, LUMEN = 0.8, 1.9  # of the map of glands: above the first is gland, above the second it is hollow
 N_WAVES = 32
-EOSIN_OF_REGION = np.array([0.38, 0.50, 0.42, 0.62, 0.42], np.float32)
-NUCLEI_PER_UM2 = np.array([0.6e-3, 2.0e-3, 1.0e-3, 3.0e-3, 4.0e-3], np.float32)
+EOSIN_OF_REGION = np.array([0.34, 0.55, 0.42, 0.68, 0.42], np.float32)
+NUCLEI_PER_UM2 = np.array([0.5e-3, 2.4e-3, 1.0e-3, 3.2e-3, 4.0e-3], np.float32)
 ROWS_OF_KIND = {  # which responses of the maps, in _share, a gene of the kind may follow
     "region": range(5),
     "fine": range(5, 7),
@@ -115,7 +115,6 @@ def synthetic(
     _check(n_spots, n_genes, array, n_sections, {"pitch_um": pitch_um, "mpp": mpp, "depth": depth})
     first, *streams = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(n_sections + 1))
     genes = _draw_genes(n_genes, first)
-    scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 0.55 * pitch_um / mpp, "microns_per_pixel": mpp}
     sections = {}
     for i, rng in enumerate(streams):
         tissue, spots, xy, size = _draw_tissue(
@@ -123,7 +122,8 @@ def synthetic(
         )
         counts = _draw_counts(_share(tissue, genes, xy), depth * rng.lognormal(0, 0.3) if i else depth, rng)
         section = AnnData(counts, obs=spots, var=pd.DataFrame(index=genes["name"]), obsm={"spatial": xy})
-        picture = {"images": {"hires": _draw_picture(tissue, *size, rng)}, "scalefactors": scales, "metadata": {}}
+        scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 0.55 * pitch_um / mpp, "microns_per_pixel": mpp}
+        picture = {"images": {"hires": _draw_picture(tissue, *size, rng)}, "scalefactors": scales}
         name = f"synthetic_{i}"
         section.uns = {"spatial": {name: picture}, "synthetic": {"tissue": {name: asdict(tissue)}}}
         sections[name] = section
@@ -250,7 +250,7 @@ def _reach(x: NDArray[np.floating], y: NDArray[np.floating], lobes: Floats) -> N
     z = x + np.complex64(1j) * y
     distance = np.abs(z) + 1e-9
     turn = z / distance
-    c2, c3, c4 = lobes[0] + 1j * lobes[1]
+    c2, c3, c4 = (lobes[0] + 1j * lobes[1]).tolist()  # Python's numbers leave float32 alone
     bulge: NDArray[np.floating] = 1 + (turn**2 * (c2 + turn * (c3 + turn * c4))).real
     return distance / bulge
 
@@ -265,19 +265,19 @@ def _box(lobes: Floats) -> Floats:
 
 def _regions(gradient: NDArray[Any], gland: NDArray[Any]) -> list[NDArray[Any]]:
     """How much of each of ``REGIONS`` a place is: 0 to 1 with steep borders, 1 in all."""
-    inside = expit((gland - 0.8) / 0.12)
+    inside = expit((gland - GLAND) / 0.12)
     above = [1.0, *(expit((gradient - edge) / 0.05) for edge in LAYER_EDGES), 0.0]
     return [*((low - high) * (1 - inside) for low, high in pairwise(above)), inside]
 
 
 def _rim(gland: NDArray[Any]) -> NDArray[Any]:
-    return np.exp(-(((gland - 0.8) / 0.35) ** 2))
+    return np.exp(-(((gland - GLAND) / 0.35) ** 2))
 
 
 def _draw_tissue(
     n_spots: int, *, array: str, pitch_um: float, mpp: float, rotation: float, rng: Generator
 ) -> tuple[_Tissue, pd.DataFrame, Floats, tuple[int, int]]:
-    """Draw a tissue that holds ``n_spots`` of an array; return also their table, their pixels the picture's size."""
+    """Draw a tissue that holds ``n_spots`` of an array; return also their table, pixels and the size of the picture."""
     lengths = LENGTHS[:, None, None] * pitch_um
     waves = rng.normal(size=(len(LENGTHS), N_WAVES, 2)) / lengths
     angles = rng.uniform(0, 2 * np.pi, 4)
@@ -286,9 +286,7 @@ def _draw_tissue(
         centre=np.zeros(2),
         direction=np.array([np.cos(angles[3]), np.sin(angles[3])]),
         waves=np.concatenate([waves, rng.uniform(0, 2 * np.pi, (len(LENGTHS), N_WAVES, 1))], axis=2),
-        lobes=np.array([0.18, 0.08, 0.05])
-        * rng.uniform(0.4, 1, 3)
-        * np.stack([np.cos(angles[:3]), np.sin(angles[:3])]),
+        lobes=rng.uniform(0.4, 1, 3) * [0.18, 0.08, 0.05] * np.stack([np.cos(angles[:3]), np.sin(angles[:3])]),
         limit=np.inf,
     )
     number, um = _array(n_spots, array, rotation, rng)
@@ -302,7 +300,8 @@ def _draw_tissue(
     xy = um / mpp + tissue.centre
     gradient, gland, *_ = tissue.maps(xy)
     table = pd.DataFrame(number, index=[f"{row}x{col}" for row, col in number], columns=["array_row", "array_col"])
-    table["region"] = pd.Categorical(np.array(REGIONS)[np.argmax(_regions(gradient, gland), axis=0)], REGIONS)
+    region = np.where(gland > GLAND, len(LAYER_EDGES) + 1, np.digitize(gradient, LAYER_EDGES))
+    table["region"] = pd.Categorical(np.array(REGIONS)[region], REGIONS)
     width, height = (int(n) for n in np.ceil((high - low) / mpp))
     return tissue, table, xy, (height, width)
 
@@ -362,11 +361,11 @@ def _draw_picture(tissue: _Tissue, height: int, width: int, rng: Generator) -> N
     x, y = tissue.pixels_um(height, width)
     inside = np.clip((tissue.limit - _reach(x, y, tissue.lobes)) / (2 * tissue.mpp) + 0.5, 0, 1)
     inside *= expit((LUMEN - gland) / 0.05)
-    regions = np.stack(_regions(gradient, gland))
-    per_um2 = np.tensordot(NUCLEI_PER_UM2, regions, 1) * np.exp(0.6 * np.tanh(density))
+    regions, crowd = np.stack(_regions(gradient, gland)), np.tanh(density)
+    per_um2 = np.tensordot(NUCLEI_PER_UM2, regions, 1) * np.exp(0.9 * crowd)
     nuclei = _draw_nuclei((per_um2 + np.float32(4e-3) * _rim(gland)) * (inside > 0.5), tissue.mpp, rng)
     grain = gaussian_filter(rng.standard_normal((height, width), np.float32), 6 / tissue.mpp, truncate=2)
-    eosin = np.tensordot(EOSIN_OF_REGION, regions, 1) * (1 + np.float32(0.12) * grain / grain.std())
+    eosin = np.tensordot(EOSIN_OF_REGION, regions, 1) * (1 - 0.2 * crowd + np.float32(0.12) * grain / grain.std())
     strength = rng.lognormal(0, 0.12, 2).astype(np.float32)
     haematoxylin = strength[0] * (inside * (0.06 + 0.15 * regions[-1]) + 1.3 * nuclei)
     eosin *= strength[1] * inside
