@@ -75,4 +75,23 @@ class ModelSpec:
         return model
 
 
-MODELS: dict[str, ModelSpec] = {}
+MODELS: dict[str, ModelSpec] = {
+    "idw": ModelSpec(
+        source="sthisto.models.idw:Idw",
+        inputs=frozenset({"xy"}),
+        context="section",
+        reference="Shepard 1968, doi:10.1145/800186.810616",
+    ),
+    "ridge": ModelSpec(
+        source="sthisto.models.ridge:Ridge",
+        inputs=frozenset({"features"}),
+        context="spot",
+        reference="Jaume et al. 2024, arXiv:2406.16192",
+    ),
+    "gp": ModelSpec(
+        source="sthisto.models.gp:Gp",
+        inputs=frozenset({"features", "xy"}),
+        context="section",
+        reference="Rasmussen and Williams 2006, Gaussian Processes for Machine Learning",
+    ),
+}
