@@ -1,0 +1,212 @@
+"""The record of a picture, and how its pixels become RGB."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_BLOCK = (
+    512  # pixels: smaller chunks are read together, since a strip or tile alone costs more in calls than in bytes
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A picture of tissue: one or several levels of detail, and how they relate to full resolution and to micrometres.
+
+    Coordinates of one image used on another are the commonest mistake of the field, so the picture carries its scale.
+    Nothing is read until pixels are asked for. :func:`open_image` builds one from files and arrays.
+
+    Parameters
+    ----------
+    levels
+        Finest first; each (h, w), (h, w, 1 to 4) or (1 or 3 or 4, h, w), of anything that can be sliced: numpy, zarr,
+        dask.
+    scales
+        Pixels of each level per full-resolution pixel: level pixel = scale * full-resolution pixel. "Full resolution"
+        is the pixel grid that ``obsm["spatial"]`` refers to, be it stored here or not.
+    mpp
+        Micrometres per full-resolution pixel, ``None`` where unknown.
+    source
+        The path as it was given, empty for arrays.
+
+    Raises
+    ------
+    ValueError
+        Levels that are no pictures or not finest first; scales that are not positive or not one a level.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> hires = Image((np.zeros((300, 200, 3), np.uint8),), (0.1,), mpp=None, source="")
+    >>> hires.shape
+    (3000.0, 2000.0)
+    >>> hires.read(0, -1, 1, 0, 1)[:, 0, 0]  # white above the border
+    array([255,   0], dtype=uint8)
+    """
+
+    levels: tuple[Any, ...] = field(repr=False)
+    scales: tuple[float, ...]
+    mpp: float | None
+    source: str
+
+    def __post_init__(self) -> None:
+        sizes = [level_size(level) for level in self.levels]
+        if not sizes or len(sizes) != len(self.scales):
+            raise ValueError(f"Every level needs one scale; found {len(sizes)} levels, {len(self.scales)} scales.")
+        if sizes != sorted(sizes, reverse=True):
+            raise ValueError(f"Levels have to come finest first; found (height, width) {sizes}.")
+        for name, values in (("scale", self.scales), ("mpp", () if self.mpp is None else (self.mpp,))):
+            if not all(np.isfinite(value) and value > 0 for value in values):
+                raise ValueError(f"{name} has to be a positive number; found {values}.")
+
+    @property
+    def shape(self) -> tuple[float, float]:
+        """Height and width in full-resolution pixels."""
+        height, width = level_size(self.levels[0])
+        return height / self.scales[0], width / self.scales[0]
+
+    def read(self, level: int, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.uint8]:
+        """Pixels of one level as (y1 - y0, x1 - x0, 3) uint8 RGB, white beyond the border.
+
+        Raises
+        ------
+        OSError
+            The stored pixels are damaged.
+        ValueError
+            Floats outside [0, 1].
+        """
+        height, width = level_size(self.levels[level])
+        top, bottom, left, right = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
+        pixels = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
+        if top < bottom and left < right:
+            part = self._stored(level, top, bottom, left, right)
+            pixels[top - y0 : bottom - y0, left - x0 : right - x0] = _rgb(part)
+        return pixels
+
+    def thumbnail(self, max_side: int = 2000) -> tuple[NDArray[np.uint8], float]:
+        """Make a small antialiased picture; memory stays at a few bands of the image.
+
+        Parameters
+        ----------
+        max_side
+            The longer side in pixels; less where the finest level is smaller.
+
+        Returns
+        -------
+        The picture, (h, w, 3) uint8 RGB, and its pixels per full-resolution pixel.
+
+        Raises
+        ------
+        ValueError
+            ``max_side`` is below 1, or floats outside [0, 1].
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> picture, scale = Image((np.zeros((300, 200)),), (1.0,), None, "").thumbnail(30)
+        >>> picture.shape, scale
+        ((30, 20, 3), 0.1)
+        """
+        if max_side < 1:
+            raise ValueError(f"max_side is the longer side of a picture in pixels, at least 1; found {max_side}.")
+        longest = max(level_size(self.levels[0]))
+        target = min(max_side, longest)
+        level = max(k for k, stored in enumerate(self.levels) if k == 0 or max(level_size(stored)) >= target)
+        height, width = (max(1, round(side * target / longest)) for side in level_size(self.levels[0]))
+        # Rows first shrink in width, band by band, then columns in height: what Pillow does inside, hence to the bit.
+        narrow = np.concatenate([resized(band, len(band), width) for band in self._bands(level)])
+        stripes = [resized(narrow[:, x : x + 64], height, min(64, width - x)) for x in range(0, width, 64)]
+        return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
+
+    def _stored(self, level: int, *box: int) -> NDArray[Any]:
+        """Decode a part of a level that lies inside it, as (h, w) or (h, w, c)."""
+        stored = self.levels[level]
+        top, bottom, left, right = box
+        try:
+            if channels_first(stored.shape):
+                return np.moveaxis(np.asarray(stored[:, top:bottom, left:right]), 0, -1)
+            return np.asarray(stored[top:bottom, left:right])
+        except (LookupError, RuntimeError) as error:  # what decoders and incomplete indices raise
+            where = f"rows {top} to {bottom}, columns {left} to {right}, level {level} of {self.source or 'the image'}"
+            raise OSError(f"Damaged pixels at {where}: {error}. Copy or export the file again.") from error
+
+    def _bands(self, level: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield a level from top to bottom, whole chunks at a time."""
+        stored = self.levels[level]
+        edges = block_edges(stored)[0]
+        for y0, y1 in pairwise(edges):
+            yield self.read(level, y0, y1, 0, level_size(stored)[1])
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether (c, h, w) is meant and not (h, w, c)."""
+    return len(shape) == 3 and shape[2] not in {1, 2, 3, 4} and shape[0] in {1, 3, 4}
+
+
+def level_size(stored: Any) -> tuple[int, int]:
+    """Height and width of a level, which is refused where it is no picture."""
+    shape, dtype = tuple(stored.shape), np.dtype(stored.dtype).newbyteorder("=")
+    if dtype not in (bool, np.uint8, np.uint16) and dtype.kind != "f":
+        msg = f"Pixels have to be boolean, uint8, uint16 or float in [0, 1]; found {dtype}. Convert them first."
+        raise ValueError(msg)
+    first = channels_first(shape)
+    if 0 in shape or not (len(shape) == 2 or first or (len(shape) == 3 and shape[2] in {1, 2, 3, 4})):
+        msg = f"A picture is (h, w), (h, w, 1 to 4) or (1 or 3 or 4, h, w); found an array of shape {shape}."
+        raise ValueError(msg)
+    return (shape[1], shape[2]) if first else (shape[0], shape[1])
+
+
+def block_edges(stored: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Borders along y and x of blocks of whole chunks, where possible at least ``LEAST_BLOCK`` pixels a side."""
+    chunks = getattr(stored, "chunks", None) or (1,) * len(stored.shape)  # what has no chunks can be cut anywhere
+    first = int(channels_first(stored.shape))
+    height, width = level_size(stored)
+    return _grouped(chunks[first], height), _grouped(chunks[first + 1], width)
+
+
+def _grouped(chunks: int | tuple[int, ...], side: int) -> NDArray[np.intp]:
+    """Borders of chunks (one size as in zarr, every size as in dask), thinned to steps of ``LEAST_BLOCK`` or more."""
+    ends = np.cumsum(chunks) if isinstance(chunks, tuple) else np.arange(chunks, side + chunks, chunks)
+    borders = [0]
+    for end in ends:
+        if end - borders[-1] >= LEAST_BLOCK or end >= side:
+            borders.append(min(int(end), side))
+    return np.array(borders, np.intp)
+
+
+def resized(
+    pixels: NDArray[np.uint8], height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Resample (h, w, 3) by a triangle filter: antialiased where it shrinks, bilinear where it grows.
+
+    ``box`` is (left, top, right, bottom) in pixels of the input and may cut through them; ``None`` is all of it.
+    """
+    from PIL import Image as Pillow  # noqa: PLC0415
+
+    picture = Pillow.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(picture.resize((width, height), Pillow.Resampling.BILINEAR, box))
+
+
+def _rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """(h, w) or (h, w, 1 to 4) of any accepted type as uint8 that broadcasts to (h, w, 3)."""
+    eight = _eight_bit(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    if eight.shape[2] in {1, 3}:
+        return eight
+    alpha = eight[:, :, -1:].astype(np.uint16)
+    over_white = (eight[:, :, :-1] * alpha + (255 - alpha) * 255 + 127) // 255  # at most 255 * 255 + 127: fits
+    return over_white.astype(np.uint8)
+
+
+def _eight_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind == "u":  # 16 bit of either byte order
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.dtype != bool and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
+        low, high = pixels.min(), pixels.max()
+        raise ValueError(f"Float pixels have to lie in [0, 1]; found {low} to {high}. Divide by the white level first.")
+    return np.rint(pixels * np.float32(255)).astype(np.uint8)

@@ -1,0 +1,208 @@
+"""From a path or an array to an :class:`Image`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sthisto.images._image import Image, level_size
+from sthisto.images._tiff import CONVERT, open_tiff
+
+Opened = tuple[list[Any], float | None]  # levels, and micrometres per pixel of the first
+_MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+_SLIDE_FORMATS = {".mrxs", ".vms", ".vmu", ".czi", ".dcm", ".vsi"}  # .mrxs starts as a JPEG, which is only a label
+
+
+def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> Image:
+    """Open a picture of tissue, lazily where its format allows, without reading more than is needed to describe it.
+
+    Pictures come as files of many kinds and as arrays of many libraries; the rest of the package sees one kind. TIFFs
+    and zarr are read piece by piece when pixels are asked for (their file stays open as long as a level is in use),
+    JPEG and PNG can only be read whole. EXIF orientation is ignored: spots refer to the pixels as they are stored.
+
+    Parameters
+    ----------
+    source
+        Path of a JPEG, a PNG, a TIFF (also BigTIFF, OME-TIFF, SVS; striped, tiled or pyramidal) or a zarr folder
+        (an array or an OME-Zarr image); a numpy, zarr or dask array; an xarray ``DataArray`` or multiscale
+        ``DataTree``; a list of such arrays, finest level first; an :class:`Image`, which is returned as it is.
+    scale
+        Pixels of ``source`` per full-resolution pixel: ``tissue_hires_scalef`` for a hires image.
+    mpp
+        Micrometres per full-resolution pixel. ``None`` takes what the file says: physical pixel sizes of OME, Aperio's
+        "MPP", resolution tags of a TIFF between 0.05 and 20 um (72 dpi means nothing). A file speaks of its own pixels,
+        which is turned into full-resolution pixels by ``scale``.
+
+    Returns
+    -------
+    The image.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing at the path.
+    ValueError
+        No picture, a broken one, or one of a kind that is not read; ``scale`` or ``mpp`` not positive.
+    TypeError
+        Neither a path nor an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = open_image(np.zeros((600, 500, 3), np.uint8), scale=0.1, mpp=0.5)
+    >>> image.shape, image.mpp
+    ((6000.0, 5000.0), 0.5)
+    """
+    if isinstance(source, Image):
+        if scale != 1:
+            raise ValueError(f"An Image knows its scale already; scale={scale} would contradict it.")
+        return source if mpp is None else replace(source, mpp=mpp)
+    is_path = isinstance(source, str | os.PathLike)
+    levels, own_mpp = _open_path(Path(source)) if is_path else (_from_arrays(source), None)
+    sizes = [level_size(level) for level in levels]
+    scales = tuple(scale / _shrinkage(sizes[0], size) for size in sizes)
+    if mpp is None and own_mpp is not None:
+        mpp = own_mpp * scale
+    return Image(tuple(levels), scales, mpp, os.fspath(source) if is_path else "")
+
+
+def _shrinkage(finest: tuple[int, int], size: tuple[int, int]) -> float:
+    """Pixels of the finest level per pixel of this one; a whole number where rounding the size explains the rest."""
+    ratios = [full / part for full, part in zip(finest, size, strict=True)]
+    whole = max(1, round(ratios[0]))
+    if all(abs(full / whole - part) <= 1 for full, part in zip(finest, size, strict=True)):
+        return whole
+    return float(np.mean(ratios))
+
+
+def _open_path(path: Path) -> Opened:
+    """Choose the reader by what the file starts with, not by its name."""
+    if not path.exists():
+        raise FileNotFoundError(f"No image at {path}; {_listing(path.parent)}.")
+    if path.is_dir():
+        return _open_zarr(path)
+    if path.suffix.lower() in _SLIDE_FORMATS:
+        raise ValueError(f"{path}: slides of the format {path.suffix} are not read; {CONVERT}.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:2] in {b"II", b"MM"}:
+        return open_tiff(path)
+    if start[:3] == b"\xff\xd8\xff":
+        return [_read_jpeg(path)], None
+    if start == b"\x89PNG\r\n\x1a\n":
+        return [_read_png(path)], None
+    raise ValueError(f"{path} starts with {start!r}: no TIFF, JPEG, PNG or zarr folder. Convert it to one of them.")
+
+
+def _listing(folder: Path) -> str:
+    """Say what a folder holds, in a few words."""
+    if not folder.is_dir():
+        return f"there is no folder {folder} either"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
+
+
+def _read_jpeg(path: Path) -> NDArray[Any]:
+    """Decode without Pillow, which takes three times the memory and refuses more than 179 megapixels."""
+    import imagecodecs  # noqa: PLC0415
+
+    data = path.read_bytes()
+    # The decoder fills what is missing with grey and says nothing. Coded pixels contain no markers, so a whole file has
+    # an end marker after its last start of scan.
+    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ValueError(f"{path} is truncated: the JPEG has no end. Copy or export the file again.")
+    try:
+        pixels: NDArray[Any] = imagecodecs.jpeg8_decode(data)
+    except imagecodecs.Jpeg8Error as error:
+        raise ValueError(f"{path} could not be read as a JPEG: {error}. Copy or export the file again.") from error
+    if pixels.ndim == 3 and pixels.shape[2] == 4:  # CMYK
+        from PIL.JpegImagePlugin import JpegImageFile  # noqa: PLC0415
+
+        with JpegImageFile(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    return pixels
+
+
+def _read_png(path: Path) -> NDArray[Any]:
+    """Decode at the depth that the file has, which Pillow does not for 16-bit colour."""
+    import imagecodecs  # noqa: PLC0415
+
+    try:
+        pixels: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
+    except imagecodecs.PngError as error:
+        raise ValueError(f"{path} could not be read as a PNG: {error}. Copy or export the file again.") from error
+    return pixels
+
+
+def _open_zarr(path: Path) -> Opened:
+    """Open a zarr array, or the levels of an OME-Zarr image (multiscales of versions 0.1 to 0.5)."""
+    import zarr  # noqa: PLC0415
+
+    try:
+        node = zarr.open(path, mode="r")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is a folder but no zarr array or group; {_listing(path)}.") from error
+    if isinstance(node, zarr.Array):
+        return [node], None
+    attributes: Any = node.attrs.get("ome", node.attrs)
+    if "multiscales" not in attributes:
+        held = sorted(node.keys())
+        raise ValueError(f"{path} is a zarr group and no OME-Zarr image. Give the path of the image in it, of {held}.")
+    image = attributes["multiscales"][0]
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in image.get("axes", "tczyx")]
+    levels = [_plane(node[dataset["path"]], [axis["name"] for axis in axes]) for dataset in image["datasets"]]
+    return levels, _ome_zarr_mpp(image, axes)
+
+
+def _plane(array: Any, axes: list[str]) -> Any:
+    """Drop axes such as time and depth from a zarr array, still lazily, where they have one entry."""
+    import dask.array  # noqa: PLC0415
+
+    extra = {name: size for name, size in zip(axes, array.shape, strict=True) if name not in {"c", "y", "x"}}
+    if any(size > 1 for size in extra.values()):
+        raise ValueError(f"One plane is wanted; found axes {axes} of shape {array.shape}. Pass one plane as an array.")
+    if not extra:
+        return array
+    lazy = dask.array.from_array(array, chunks=array.chunks)  # type: ignore[no-untyped-call]
+    return lazy[tuple(0 if name in extra else slice(None) for name in axes)]
+
+
+def _ome_zarr_mpp(image: Mapping[str, Any], axes: list[dict[str, str]]) -> float | None:
+    """Micrometres per pixel of the first level along x, where the unit is stated."""
+    x = [axis["name"] for axis in axes].index("x")
+    unit = _MICROMETRES.get(axes[x].get("unit", ""))
+    steps = [*image["datasets"][0].get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
+    scales = [step["scale"][x] for step in steps if step["type"] == "scale"]
+    return float(np.prod(scales) * unit) if unit and scales else None
+
+
+def _from_arrays(source: Any) -> list[Any]:
+    """List the levels of an array, a list of arrays or an xarray tree."""
+    children = getattr(source, "children", None)
+    parts = source if isinstance(source, list | tuple) else list(children.values()) if children else [source]
+    return [_from_array(part) for part in parts]
+
+
+def _from_array(array: Any) -> Any:
+    """Take anything with a shape, a type and slices; of xarray, known by its attributes, what lies inside."""
+    if hasattr(array, "data_vars"):
+        names = list(array.data_vars)
+        if len(names) != 1:
+            raise ValueError(f"A level has to hold one image; found {names}.")
+        array = array[names[0]]
+    if hasattr(array, "dims") and hasattr(array, "isel"):
+        extra = {name: size for name, size in array.sizes.items() if name not in {"c", "y", "x"}}
+        if any(size > 1 for size in extra.values()) or not {"y", "x"} <= set(array.dims):
+            msg = (
+                f"Dimensions y, x and, for colour, c are wanted; found {dict(array.sizes)}. Select one plane or rename."
+            )
+            raise ValueError(msg)
+        return array.isel(dict.fromkeys(extra, 0)).transpose("y", "x", "c", missing_dims="ignore").data
+    if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
+        msg = f"An image is a path, an array or a list of arrays; found {type(array).__name__}. np.asarray may help."
+        raise TypeError(msg)
+    return array
