@@ -69,8 +69,6 @@ def spearman(truth: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
     array([1.])
     """
     a, b = _pair(truth, predicted)
-    if len(a) == 0:
-        return _correlation(a, b)
     return _correlation(
         stats.rankdata(a, axis=0, nan_policy="propagate"), stats.rankdata(b, axis=0, nan_policy="propagate")
     )
@@ -275,8 +273,10 @@ def _pair(truth: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], 
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    varies = _varies(a) & _varies(b)
     r = np.full(a.shape[1], np.nan)
+    if len(a) < 2:
+        return r
+    varies = _varies(a) & _varies(b)
     a, b = ((x[:, varies] - x[:, varies].mean(axis=0)) / np.ptp(x[:, varies], axis=0) for x in (a, b))
     r[varies] = (a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     clipped: NDArray[np.float64] = np.clip(r, -1, 1)  # rounding can step over

@@ -67,7 +67,8 @@ class Gp:
         """
         centring = Centring.of(sections, with_features=True)
         z = np.concatenate([centring.standardised(section) for section in sections])
-        axes = np.linalg.svd(z, full_matrices=False)[2][: self.n_components].T  # (d, q)
+        # Contiguous, as it comes back from a file: another memory layout can change the last bit of a product.
+        axes = np.ascontiguousarray(np.linalg.svd(z, full_matrices=False)[2][: self.n_components].T)  # (d, q)
         y = centring.deviations(sections)
         scores, loadings = _factors(y, self.n_factors or (30 if len(y) > 1000 else 15))
         look = z @ axes
