@@ -177,6 +177,15 @@ def test_a_section_never_fitted_is_predicted_from_its_look():
     assert_allclose(model.predict(elsewhere), predicted, atol=1e-4)
 
 
+def test_a_section_never_fitted_that_looks_like_the_training_has_its_gene_means():
+    a, b = section(0, n=80, name="a"), section(1, n=40, name="b")
+    model = Gp()
+    model.fit([a, b], **RUN)
+    twins = [model.predict(Section(name="new", xy=s.xy, features=s.features)) for s in (a, b)]
+    expected = np.concatenate([a.expression, b.expression]).mean(axis=0)
+    assert_allclose(np.concatenate(twins).mean(axis=0), expected, rtol=1e-5)
+
+
 def test_points_far_from_every_spot_keep_what_the_look_says():
     model = Gp(mixes=(0.0,))
     train = section()

@@ -43,6 +43,16 @@ class Gp:
     ``n_factors=None`` takes 15, or 30 above 1 000 training spots; ``n_components`` of the features are compared.
     ``lengths`` l are in units of the spot pitch, ``feature_lengths`` r in units of the median distance of the reduced
     features, ``mixes`` are the w, ``noises`` in units of s2. ``power`` tempers the marginal likelihood.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
+    >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
+    >>> model = Gp()
+    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
+    (4, 2)
     """
 
     n_factors: int | None = None
@@ -131,8 +141,11 @@ class Gp:
             by_look[b] += share * w * solved
             held_back += share * left_out
         every = by_place.sum(axis=0) + by_look.sum(axis=0)  # the level is part of all kernels
-        level = np.array([LEVEL * every[spots["section"] == k].sum(axis=0) for k in np.unique(spots["section"])])
-        return {"by_place": by_place, "by_look": by_look, "level": level}, held_back
+        level = [LEVEL * every[spots["section"] == k].sum(axis=0) for k in np.unique(spots["section"])]
+        # A section that was not fitted has no level. Its place is taken by the one that makes the training spots, told
+        # by their look alone, average to their gene means; without it the gene means of such a section are off.
+        level.append(-sum(kernel @ weights for kernel, weights in zip(alike, by_look, strict=True)).mean(axis=0))
+        return {"by_place": by_place, "by_look": by_look, "level": np.array(level)}, held_back
 
     def _condition(
         self, kernel: NDArray[np.float64], scores: NDArray[np.float64]
@@ -152,13 +165,12 @@ class Gp:
         """Factors (m, f) at points of the section, -1 for one that was not fitted."""
         state = self._state
         unlike = cdist(look, state["look"])
-        scores = np.zeros((len(look), len(state["loadings"])))
+        scores = np.tile(state["level"][section], (len(look), 1))
         for length, weights in zip(state["feature_lengths"], state["by_look"], strict=True):
             scores += _gauss(unlike / length) @ weights
         if section >= 0:
             own = state["section"] == section
             away = cdist(xy, state["xy"][own])
-            scores += state["level"][section]
             for length, weights in zip(state["lengths"], state["by_place"], strict=True):
                 scores += _matern(away / length) @ weights[own]
         return scores

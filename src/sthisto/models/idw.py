@@ -23,6 +23,15 @@ class Idw:
     """Average of the ``n_neighbors`` nearest spots of the section, weighted by distance to the minus ``power``.
 
     A point on a spot takes that spot's value, so the map runs through the measurements, noise included.
+
+    Examples
+    --------
+    >>> spots = Section(name="a", xy=np.array([[0.0, 0], [3, 0]]), expression=np.array([[1], [6]], dtype=np.float32))
+    >>> model = Idw()
+    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> model.predict(Section(name="a", xy=np.array([[1.0, 0], [3, 0]])))
+    array([[2.],
+           [6.]], dtype=float32)
     """
 
     n_neighbors: int = 16

@@ -33,6 +33,16 @@ class Ridge:
     """Linear map from ``n_components`` principal components of the features to every gene.
 
     ``alphas`` is the grid of penalties, in units of the number of spots.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
+    >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
+    >>> model = Ridge()
+    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
+    (4, 2)
     """
 
     n_components: int = 256
