@@ -117,7 +117,7 @@ def scaling(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray
     """Mean and inverse standard deviation (d,) of features (n, d)."""
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64)
-    # A constant float32 feature can have a deviation of rounding noise; blown up to one it would be noise for all.
+    # An encoder's constant can differ in its last float32 bit; blown up to unit variance it would be noise for all.
     varies = std > 1e-6 * np.abs(mean)
     return mean, np.divide(1, std, out=np.zeros_like(std), where=varies)
 

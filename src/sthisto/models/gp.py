@@ -16,7 +16,7 @@ eigendecomposition a kernel serves all factors, noises and leave-one-out predict
 
     t_i - t_-i = [K^-1 t]_i / [K^-1]_ii
 
-Cost is cubic in the pooled spots: 1 800 take about half a minute on one core, 3 600 about five.
+Cost is cubic in the pooled spots: 1 800 take half a minute on a core of its own, 3 600 eight times that.
 """
 
 from collections.abc import Mapping, Sequence
