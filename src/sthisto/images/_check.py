@@ -21,7 +21,7 @@ def check_scale(image: Image, xy: ArrayLike) -> None:
     Parameters
     ----------
     image
-        The picture.
+        The picture, or a thumbnail of it opened with its scale, which says the same at once.
     xy
         (n, 2) full-resolution pixels, x then y.
 
@@ -72,7 +72,7 @@ def _complaint(image: Image, points: NDArray[np.float64], size: NDArray[np.float
     if _fits(points[:, ::-1], size).all():
         return found + "It looks like (row, column): pass x first, xy[:, ::-1]."
     shrink = min(size / points.max(axis=0).clip(1e-9))
-    if outside > len(points) / 10 and _fits(points * shrink, size).all():
+    if outside > len(points) / 2 and _fits(points * shrink, size).all():
         return found + (
             f"Multiplied by {shrink:.3g} or less they fit: it looks like a smaller copy of the image that the points "
             f"refer to, such as a hires image. Open it with scale=, its pixels per full-resolution pixel (for a hires "

@@ -118,7 +118,9 @@ class Image:
         level = max(k for k, stored in enumerate(self.levels) if k == 0 or max(level_size(stored)) >= target)
         height, width = (max(1, round(side * target / longest)) for side in level_size(self.levels[0]))
         # Rows first shrink in width, band by band, then columns in height: what Pillow does inside, hence to the bit.
-        narrow = np.concatenate([resized(band, len(band), width) for band in self._bands(level)])
+        narrow = np.empty((level_size(self.levels[level])[0], width, 3), np.uint8)
+        for y, band in self._bands(level):
+            narrow[y : y + len(band)] = resized(band, len(band), width)
         stripes = [resized(narrow[:, x : x + 64], height, min(64, width - x)) for x in range(0, width, 64)]
         return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
 
@@ -134,12 +136,10 @@ class Image:
             where = f"rows {top} to {bottom}, columns {left} to {right}, level {level} of {self.source or 'the image'}"
             raise OSError(f"Damaged pixels at {where}: {error}. Copy or export the file again.") from error
 
-    def _bands(self, level: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield a level from top to bottom, whole chunks at a time."""
-        stored = self.levels[level]
-        edges = block_edges(stored)[0]
-        for y0, y1 in pairwise(edges):
-            yield self.read(level, y0, y1, 0, level_size(stored)[1])
+    def _bands(self, level: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield a level from top to bottom, whole chunks at a time, each with its first row."""
+        for y0, y1 in pairwise(block_edges(self.levels[level])[0]):
+            yield y0, self.read(level, y0, y1, 0, level_size(self.levels[level])[1])
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:

@@ -20,7 +20,8 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
 
     Encoders want a fixed field of pixels at a fixed scale, points lie anywhere, and pictures come at any resolution:
     each patch is centred on its point to a fraction of a pixel, taken from the coarsest level that still has the
-    detail, and resampled with antialiasing (a triangle filter over the square's own pixels, as Pillow has it).
+    detail, and resampled by a triangle filter: antialiased where it shrinks, bilinear where it grows. A patch changes
+    continuously with its point, and neighbouring patches fit together without a seam.
 
     Parameters
     ----------
@@ -117,16 +118,15 @@ def as_points(xy: ArrayLike) -> NDArray[np.float64]:
 
 def _batches(image: Image, level: int, boxes: NDArray[np.float64], field: int, batch_size: int) -> Iterator[Batch]:
     """Cut in storage order, resample in threads (Pillow lets go of the interpreter while it works)."""
-    covers = np.hstack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])]).astype(
-        np.intp
-    )  # whole pixels that a box touches
+    covers = _covers(boxes, field)
 
     def resample(row: int, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
         left, top, right, bottom = boxes[row] - np.tile(covers[row, :2], 2)
         return resized(square, field, field, (left, top, right, bottom))
 
     squares = _squares(image, level, covers)
-    at_once = int(max(1, _IN_FLIGHT // (3 * np.ptp(boxes[:1, ::2]) ** 2 + 1)))
+    largest = 3 * np.prod(covers[:, 2:] - covers[:, :2], axis=1).max(initial=1)  # bytes
+    at_once = max(1, int(_IN_FLIGHT // largest))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(boxes), batch_size):
             left_over = min(batch_size, len(boxes) - start)
@@ -136,6 +136,14 @@ def _batches(image: Image, level: int, boxes: NDArray[np.float64], field: int, b
                 rows += [row for row, _ in group]
                 patches += pool.map(resample, *zip(*group, strict=True))
             yield np.array(rows, np.intp), np.stack(patches)
+
+
+def _covers(boxes: NDArray[np.float64], field: int) -> NDArray[np.intp]:
+    """Whole pixels, (n, 4) as boxes, that count in each patch: a triangle filter reaches over the square's border."""
+    step = (boxes[:, 2:] - boxes[:, :2]) / field
+    stored_as_wanted = (np.abs(step - 1) < 1e-6) & (boxes[:, :2] % 1 == 0)
+    reach = np.where(stored_as_wanted, 0, np.maximum(step, 1))
+    return np.hstack([np.floor(boxes[:, :2] - reach), np.ceil(boxes[:, 2:] + reach)]).astype(np.intp)
 
 
 def _squares(image: Image, level: int, covers: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
