@@ -62,7 +62,7 @@ class EncoderSpec:
 ENCODERS: dict[str, EncoderSpec] = {
     "handcrafted": EncoderSpec(
         source="sthisto.encoders.handcrafted:build",
-        dim=100,
+        dim=102,
         field=256,
         patch_um=512.0,
         license="BSD-3-Clause",
@@ -133,11 +133,11 @@ def _check_encoder(encoder: object) -> None:
         for name in kinds
         if not isinstance(getattr(encoder, name, None), kinds[name])
     ]
-    if not callable(encoder):
-        wrong.append("__call__ (absent)")
+    if isinstance(encoder, type) or not callable(encoder):
+        wrong.append("__call__")
     if wrong:
         raise TypeError(
-            f"{type(encoder).__name__} is no encoder; wrong or absent: {', '.join(wrong)}. Pass a name "
+            f"{encoder!r} is no encoder; wrong or absent: {', '.join(wrong)}. Pass a name "
             f"({', '.join(sorted(ENCODERS))}) or an instance with name, dim, field, patch_um and __call__(patches)"
         )
 
