@@ -306,9 +306,9 @@ def _cooccurrence(nuclear: Maps) -> Columns:
 
 
 def nuclei(haematoxylin: Maps) -> tuple[NDArray[np.bool_], Maps]:
-    """Centres of nuclei (n, h, w), and how far the smoothed stain is above the mean of the 25 pixels around.
+    """Centres of nuclei (n, h, w), and how far the smoothed stain is above its mean over 25 x 25 pixels.
 
-    A centre is the darkest pixel of the 5 x 5 around it. At 2 um a pixel that separates nuclei 5 um apart.
+    A centre is the darkest pixel of the 5 x 5 around it, and stands out by more than :data:`NUCLEUS`.
     """
     smooth = haematoxylin
     for axis in (1, 2):
@@ -316,9 +316,8 @@ def nuclei(haematoxylin: Maps) -> tuple[NDArray[np.bool_], Maps]:
     above = smooth - uniform_filter(smooth, 25, axes=(1, 2), mode="nearest")
     side = smooth.shape[1]
     padded = np.pad(smooth, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    rows = reduce(
-        np.maximum, (padded[:, k : k + side] for k in range(5))
-    )  # ndimage's maximum_filter takes 5 times as long
+    # By hand, as ndimage's maximum_filter takes several times as long.
+    rows = reduce(np.maximum, (padded[:, k : k + side] for k in range(5)))
     peak = reduce(np.maximum, (rows[:, :, k : k + side] for k in range(5)))
     centres = (smooth == peak) & (above > NUCLEUS)
     return centres, above
