@@ -1,1 +1,457 @@
-"""Placeholder."""
+"""Learn expression from tissue, predict it at the spots and on dense grids, and keep what was learnt."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from sthisto import _slide, encoders, grids
+from sthisto.encoders._encode import encode
+from sthisto.images import check_scale
+from sthisto.models import MODELS, Model, Section
+from sthisto.uncertainty import Spread
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def fit(
+    adata: "AnnData",
+    model: str = "attention",
+    *,
+    features_key: str = "X_histo",
+    layer: str | None = None,
+    genes: Iterable[str] | None = None,
+    train_on: str | NDArray[np.bool_] | None = None,
+    library_key: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    random_state: int = 0,
+    device: str | None = None,
+    key_added: str = "sthisto",
+    progress: bool = True,
+) -> None:
+    """Learn expression from image features, positions and the measured spots around.
+
+    Several sections are learnt together: positions count within a section only, features are standardised and gene
+    means taken per section, and what is learnt is shared. Spots outside ``train_on`` are never seen, neither as target
+    nor as context.
+
+    Parameters
+    ----------
+    adata
+        Section with log-normalised expression, spot centres in ``obsm["spatial"]`` and image features in ``obsm``.
+    model
+        Name in :data:`sthisto.models.MODELS`.
+    features_key
+        Features (n, d) in ``obsm``, from :func:`sthisto.pp.extract_features` or elsewhere.
+    layer
+        Layer with log-normalised expression; ``None`` reads ``X``.
+    genes
+        Genes to model; ``None`` takes ``var["highly_variable"]`` where present, else all.
+    train_on
+        Boolean column of ``obs``, or mask (n,): the spots that may be learnt from.
+    library_key
+        Column of ``obs`` that names the section of each spot, where there are several.
+    params
+        Settings of the model; every iterative one takes ``{"epochs": n}``.
+    random_state
+        Seed; the same seed gives the same bits on a CPU.
+    device
+        Where networks train, as torch names it; ``None`` takes a GPU where there is one.
+    key_added
+        Name of the fit, also of the layers that :func:`predict` writes.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Nothing. Writes
+
+    ``uns["sthisto"]["fit"][key_added]`` : the fitted model as plain arrays, its settings and its training curves
+
+    Raises
+    ------
+    KeyError
+        Unknown model, gene, layer or column; no coordinates or features.
+    ValueError
+        Raw counts, NaN, negative or infinite values, repeated coordinates, unknown params, too few spots.
+
+    References
+    ----------
+    The attention model goes beyond HisToSGE (arXiv 2407.20518), whose own is ``model="histosge"``; each model's module
+    gives its paper and equations.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic()
+    >>> sthisto.pp.extract_features(adata, progress=False)
+    >>> sthisto.tl.fit(adata, "ridge", progress=False)
+    >>> sthisto.tl.predict(adata)
+    >>> adata.layers["sthisto"].shape == adata.shape
+    True
+    """
+    _slide.check_key(key_added)
+    built, spec = _build(model, params), MODELS[model]
+    chosen = _slide.genes_to_model(adata, genes)
+    training = _slide.training_rows(adata, train_on)
+    places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
+    places = {name: place for name, place in places.items() if len(place.rows)}
+    _refuse_few(places, model, spec.min_spots)
+    sections = [
+        Section(
+            name=name,
+            xy=place.xy / place.pitch,
+            features=_slide.features(adata, features_key, place.rows) if "features" in spec.inputs else None,
+            expression=_slide.expression(adata, place.rows, chosen, layer),
+        )
+        for name, place in places.items()
+    ]
+    heldback = built.fit(sections, seed=random_state, device=device or "", progress=progress)
+    measured = np.concatenate([section.expression for section in sections if section.expression is not None])
+    spread = Spread.fit(measured, np.concatenate(heldback))
+    record = _slide.Fit(
+        model=model,
+        params=dict(params or {}),
+        genes=chosen,
+        libraries=np.array(list(places), dtype=str),
+        library_key=library_key or "",
+        features_key=features_key if "features" in spec.inputs else "",
+        layer=layer or "",
+        seed=random_state,
+        spots=np.asarray(adata.obs_names[np.concatenate([place.rows for place in places.values()])], dtype=str),
+        arrays={**built.state(), **spread.state()},
+        history=built.history,
+    )
+    _slide.write_fit(adata, key_added, record)
+
+
+def predict(
+    adata: "AnnData",
+    *,
+    reference: "AnnData | None" = None,
+    key: str = "sthisto",
+    library_key: str | None = None,
+    features_key: str | None = None,
+) -> "AnnData | None":
+    """Predict expression at the section's own spots: measured ones denoised, hidden ones filled in.
+
+    With ``reference``, an object that was fitted, the spots of ``adata`` are predicted from their image features (and
+    positions among themselves) alone: the section was only stained.
+
+    Parameters
+    ----------
+    adata
+        Section with spot centres and features; fitted, unless ``reference`` is given.
+    reference
+        Fitted object, or what :func:`load` gave.
+    key
+        Name of the fit, and of the layers.
+    library_key
+        Column of ``obs`` that names the sections of ``adata``, with ``reference``; else the fit knows.
+    features_key
+        Features in ``obsm``; ``None`` takes the name used in ``fit``.
+
+    Returns
+    -------
+    Without ``reference`` nothing; writes
+
+    ``layers[key]``, ``layers[f"{key}_std"]`` : (n, n_vars) float32, the expression and the standard deviation of a new
+    measurement of it; NaN for genes that are not modelled, which ``var[f"{key}_modelled"]`` tells
+
+    With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``.
+
+    Raises
+    ------
+    KeyError
+        Not fitted, or no features.
+    ValueError
+        State that is damaged, newer, or of other genes; features of another length.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic(n_sections=2)
+    >>> sthisto.pp.extract_features(adata, library_key="library", progress=False)
+    >>> measured, stained = (adata[adata.obs["library"] == name].copy() for name in ("synthetic_0", "synthetic_1"))
+    >>> sthisto.tl.fit(measured, "ridge", library_key="library", progress=False)
+    >>> sthisto.tl.predict(stained, reference=measured, library_key="library").shape == stained.shape
+    True
+    """
+    found = _slide.read_fit(adata if reference is None else reference, key)
+    fitted, spread = _restore(found), Spread.restore(found.arrays)
+    own = reference is None
+    features_key = features_key or found.features_key
+    mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
+    for name, place in _slide.places(adata, (found.library_key or None) if own else library_key).items():
+        points = Section(
+            name=name if own else UNSEEN,
+            xy=place.xy / place.pitch,
+            features=_slide.features(adata, features_key, place.rows) if found.features_key else None,
+        )
+        mean[place.rows] = fitted.predict(points)
+    np.maximum(mean, 0, out=mean)
+    if own:
+        _slide.write_prediction(adata, key, found.genes, mean, spread(mean))
+        return None
+    return _slide.new_slide(adata, found.genes, mean, spread(mean), adata.obs.copy(), adata.obsm["spatial"])
+
+
+def upsample(
+    adata: "AnnData",
+    grid: "int | grids.Lattice | ArrayLike" = 2,
+    *,
+    image: Any = None,
+    features: NDArray[np.float32] | None = None,
+    max_distance: float | None = None,
+    key: str = "sthisto",
+    batch_size: int = 64,
+    device: str | None = None,
+    progress: bool = True,
+) -> "AnnData":
+    """Predict expression on a dense grid, as a new AnnData.
+
+    Parameters
+    ----------
+    adata
+        A fitted section, or several.
+    grid
+        An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
+        :class:`sthisto.grids.Lattice`, or points (m, 2) in full-resolution pixels, x then y, in one section.
+    image
+        Picture to take the points' features from; ``None`` takes the one that ``extract_features`` used.
+    features
+        Features (m, d) of the points where the user computed them elsewhere; no image is read then.
+    max_distance
+        Points further than this from every spot are left out, full-resolution pixels. ``None``: for lattices, just far
+        enough that the map has no gaps between neighbouring spots; given points are all kept.
+    key
+        Name of the fit.
+    batch_size
+        Patches described at once.
+    device
+        Where a learnt encoder runs.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    AnnData, one row a point: ``X`` (m, g) float32, non-negative, on the scale of the training expression;
+    ``layers["std"]`` the standard deviation of a new measurement; ``obsm["spatial"]`` full-resolution pixels;
+    ``obs["array_row"]``, ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
+    ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot sits there;
+    ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
+    ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
+
+    Raises
+    ------
+    KeyError
+        Not fitted, or no image to take features from.
+    ValueError
+        No lattice to refine, points outside the image, features of another length, or damaged state.
+
+    References
+    ----------
+    HisToSGE, section "generation": there 4 times as many points at the mid-points of the lattice's edges.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic()
+    >>> sthisto.pp.extract_features(adata, progress=False)
+    >>> sthisto.tl.fit(adata, "ridge", progress=False)
+    >>> dense = sthisto.tl.upsample(adata, 2, progress=False)
+    >>> dense.n_obs > 3 * adata.n_obs
+    True
+    """
+    found = _slide.read_fit(adata, key)
+    fitted, spread = _restore(found), Spread.restore(found.arrays)
+    places = _slide.places(adata, found.library_key or None)
+    if len(places) > 1 and not isinstance(grid, int):
+        raise ValueError(f"points lie in one section, but adata holds {len(places)} ({', '.join(places)}): pass one.")
+    laid = {name: _lay(grid, place, max_distance) for name, place in places.items()}
+    looks = _looks(adata, found, laid, image, features, batch_size=batch_size, device=device, progress=progress)
+    mean = np.concatenate(
+        [
+            fitted.predict(Section(name=name, xy=points.xy / places[name].pitch, features=look))
+            for (name, points), look in zip(laid.items(), looks, strict=True)
+        ]
+    )
+    np.maximum(mean, 0, out=mean)
+    obs = pd.concat(
+        [
+            _slide.points_obs(adata, found, name, places[name], points.xy, points.site, points.spot_site)
+            for name, points in laid.items()
+        ]
+    )
+    xy = np.concatenate([points.xy for points in laid.values()])
+    diameters = {name: points.pitch for name, points in laid.items()}
+    return _slide.new_slide(adata, found.genes, mean, spread(mean), obs, xy, diameters)
+
+
+def save(adata: "AnnData", path: str | PathLike[str], *, key: str = "sthisto") -> None:
+    """Write the fitted model as one safetensors file, without the section it was fitted on.
+
+    The file holds the model's arrays and, as metadata, its settings: enough for ``predict(stained, reference=...)`` on
+    another machine. Names of genes, sections and training spots travel with it.
+
+    Parameters
+    ----------
+    adata
+        A fitted section.
+    path
+        File to write; one that is there is replaced once the new one is whole.
+    key
+        Name of the fit.
+
+    Raises
+    ------
+    KeyError
+        Not fitted.
+
+    Examples
+    --------
+    >>> import sthisto, tempfile, pathlib
+    >>> adata = sthisto.datasets.synthetic()
+    >>> sthisto.tl.fit(adata, "idw", progress=False)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "fit.safetensors"
+    >>> sthisto.tl.save(adata, path)
+    >>> sthisto.tl.load(path).n_vars
+    60
+    """
+    _slide.save_fit(_slide.read_fit(adata, key), path)
+
+
+def load(path: str | PathLike[str], adata: "AnnData | None" = None, *, key_added: str = "sthisto") -> "AnnData | None":
+    """Read a model that :func:`save` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    adata
+        Object to put the fit into, one that has the training section's spots and genes; ``None`` makes an empty one.
+    key_added
+        Name of the fit.
+
+    Returns
+    -------
+    Nothing with ``adata``, whose ``uns["sthisto"]["fit"][key_added]`` is written; else an AnnData without spots that
+    holds the fit, to be passed as ``reference=``.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        The file is damaged, no fit, or of a newer schema.
+    """
+    found = _slide.load_fit(path)
+    if adata is not None:
+        _slide.write_fit(adata, key_added, found)
+        return None
+    empty = _slide.no_spots(found.genes)
+    _slide.write_fit(empty, key_added, found)
+    return empty
+
+
+UNSEEN = ""  # the name of a section that no fit has seen
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Points laid over one section."""
+
+    xy: NDArray[np.float64]  # (m, 2) full-resolution pixels
+    site: NDArray[np.int64] | None  # (m, 2) on the lattice, None for scattered points
+    spot_site: NDArray[np.int64] | None  # (n, 2) of the section's spots on the same lattice
+    pitch: float  # pixels between neighbouring points
+
+
+def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _Laid:
+    """Points of the grid in reach of the section's spots."""
+    if isinstance(grid, int | np.integer):
+        own = grids.Lattice.fit(place.xy)
+        fine, reach = own.refine(int(grid)), 1.1 * own.reach  # a tenth for spots printed off their sites
+        spot_site = own.index(place.xy) * int(grid)
+    elif isinstance(grid, grids.Lattice):
+        fine, reach = grid, 0.75 * place.pitch
+        spot_site = fine.index(place.xy)
+    else:
+        return _scattered(np.asarray(grid, dtype=np.float64), place, max_distance)
+    site = fine.cover(place.xy, reach if max_distance is None else max_distance)
+    if not len(site):
+        raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
+    return _Laid(fine.points(site), site, spot_site, fine.pitch)
+
+
+def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float | None) -> _Laid:
+    """Points as the user gave them."""
+    if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
+        raise ValueError(
+            f"grid of shape {xy.shape}: expected an integer, a sthisto.grids.Lattice, or finite points (m, 2) in "
+            "full-resolution pixels, x then y."
+        )
+    if max_distance is not None:
+        xy = xy[grids.within(xy, place.xy, max_distance)]
+    return _Laid(xy, None, None, grids.spacing(xy) if len(xy) > 1 else place.pitch)
+
+
+def _looks(
+    adata: "AnnData",
+    found: _slide.Fit,
+    laid: Mapping[str, _Laid],
+    image: Any,
+    features: NDArray[np.float32] | None,
+    *,
+    batch_size: int,
+    device: str | None,
+    progress: bool,
+) -> list[NDArray[np.float32] | None]:
+    """Features of the laid points, section by section; None each where the model reads none."""
+    sizes = [len(points.xy) for points in laid.values()]
+    if not found.features_key:
+        return [None] * len(sizes)
+    if features is not None:
+        whole = _slide.finite_features(np.asarray(features, dtype=np.float32), sum(sizes), "features=")
+        return list(np.split(whole, np.cumsum(sizes)[:-1]))
+    record = _slide.features_record(adata, found.features_key)
+    encoder = encoders.load(record.encoder, device=device)
+    looks: list[NDArray[np.float32] | None] = []
+    for name, points in laid.items():
+        picture, _ = _slide.find_image(adata, name, record.image_of(name) if image is None else image)
+        check_scale(picture, points.xy)
+        side = record.patch_um / record.mpp_of(name)
+        looks.append(encode(picture, points.xy, side, encoder, batch_size=batch_size, progress=progress))
+    return looks
+
+
+def _build(model: str, params: Mapping[str, Any] | None) -> Model:
+    """Make the model with its settings."""
+    if model not in MODELS:
+        raise KeyError(f"no model {model!r} (there are: {', '.join(sorted(MODELS))}).")
+    kind = MODELS[model].load()
+    known = [field.name for field in fields(kind) if field.init]  # type: ignore[arg-type]  # models are dataclasses
+    unknown = sorted(set(params or {}) - set(known))
+    if unknown:
+        raise ValueError(f"model {model!r} has no params {', '.join(unknown)} (it has: {', '.join(known)}).")
+    return kind(**(params or {}))
+
+
+def _restore(found: _slide.Fit) -> Model:
+    built = _build(found.model, found.params)
+    built.restore(found.arrays)
+    return built
+
+
+def _refuse_few(places: Mapping[str, _slide.Place], model: str, least: int) -> None:
+    n = sum(len(place.rows) for place in places.values())
+    if n < least:
+        raise ValueError(f"{n} training spots; model {model!r} needs at least {least}. Is train_on= right?")
+    lone = [name for name, place in places.items() if len(place.rows) < 2]
+    if lone:
+        raise ValueError(f"a single training spot in section {', '.join(map(repr, lone))}: leave it out, or add spots.")
