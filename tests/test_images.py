@@ -163,9 +163,11 @@ def test_a_record_that_cannot_be_is_refused(levels, scales, mpp, problem):
         Image((noise(4, 4),) * levels, scales, mpp, "")
 
 
-def test_levels_come_finest_first():
+def test_levels_come_finest_first_and_show_the_same():
     with pytest.raises(ValueError, match="finest first"):
         open_image([noise(10, 10), noise(20, 20)])
+    with pytest.raises(ValueError, match="differ in proportion"):
+        open_image([noise(100, 100), noise(50, 25)])
 
 
 @pytest.mark.parametrize("max_side", [17, 64, 129])

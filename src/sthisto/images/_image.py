@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_BLOCK = (
-    512  # pixels: smaller chunks are read together, since a strip or tile alone costs more in calls than in bytes
-)
+LEAST_BLOCK = 512  # pixels; strips and tiles below are read several at a time, as each costs a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +99,8 @@ class Image:
 
         Raises
         ------
-        ValueError
-            ``max_side`` is below 1, or floats outside [0, 1].
+        OSError, ValueError
+            As :meth:`read`; ``max_side`` is below 1.
 
         Examples
         --------

@@ -76,7 +76,10 @@ def _shrinkage(finest: tuple[int, int], size: tuple[int, int]) -> float:
     whole = max(1, round(ratios[0]))
     if all(abs(full / whole - part) <= 1 for full, part in zip(finest, size, strict=True)):
         return whole
-    return float(np.mean(ratios))
+    mean = float(np.mean(ratios))
+    if any(abs(full / mean - part) > 1 + 0.02 * part for full, part in zip(finest, size, strict=True)):
+        raise ValueError(f"Levels have to show the same; (height, width) {finest} and {size} differ in proportion.")
+    return mean
 
 
 def _open_path(path: Path) -> Opened:
@@ -197,10 +200,8 @@ def _from_array(array: Any) -> Any:
     if hasattr(array, "dims") and hasattr(array, "isel"):
         extra = {name: size for name, size in array.sizes.items() if name not in {"c", "y", "x"}}
         if any(size > 1 for size in extra.values()) or not {"y", "x"} <= set(array.dims):
-            msg = (
-                f"Dimensions y, x and, for colour, c are wanted; found {dict(array.sizes)}. Select one plane or rename."
-            )
-            raise ValueError(msg)
+            found = dict(array.sizes)
+            raise ValueError(f"Dimensions y, x and, for colour, c are wanted; found {found}. Select a plane or rename.")
         return array.isel(dict.fromkeys(extra, 0)).transpose("y", "x", "c", missing_dims="ignore").data
     if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
         msg = f"An image is a path, an array or a list of arrays; found {type(array).__name__}. np.asarray may help."
