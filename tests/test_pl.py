@@ -30,9 +30,9 @@ def _close():
     plt.close("all")
 
 
-@pytest.fixture(scope="module", params=["hexagonal", "square"])
-def adata(request):
-    return synthetic(60, n_genes=10, array=request.param, rotation=20)
+@pytest.fixture(scope="module")
+def adata():
+    return synthetic(60, n_genes=10, rotation=20)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,12 @@ def dense(adata):
     return upsampled(adata, 3)
 
 
-def hexagonal(adata):
-    return (adata.obs[["array_row", "array_col"]].sum(axis=1) % 2 == 0).all()
-
-
 def steps_of(adata):
     """(2, 2) the array's two basis vectors, from the rows and columns."""
     number = np.column_stack([adata.obs[["array_row", "array_col"]], np.ones(adata.n_obs)])
     a_row, a_col, _ = np.linalg.lstsq(number, adata.obsm["spatial"], rcond=None)[0]
-    return np.array([2 * a_col, a_row + a_col]) if hexagonal(adata) else np.array([a_col, a_row])
+    hexagonal = (adata.obs[["array_row", "array_col"]].sum(axis=1) % 2 == 0).all()
+    return np.array([2 * a_col, a_row + a_col]) if hexagonal else np.array([a_col, a_row])
 
 
 def upsampled(adata, factor, library="synthetic_0"):
@@ -118,9 +115,11 @@ def test_limits_can_be_set_and_a_flat_gene_has_a_scale(adata):
     assert (drawn(ax).norm.vmin, drawn(ax).norm.vmax) == (2, 3)
 
 
-def test_points_are_the_cells_of_their_lattice(adata, dense):
-    ax = pl.genes(adata, dense, "region_00", show=False)[1]
-    cells = drawn(ax)
+@pytest.mark.parametrize(("array", "n_corners"), [("hexagonal", 6), ("square", 4)])
+def test_points_are_the_cells_of_their_lattice(array, n_corners):
+    adata = synthetic(60, n_genes=10, array=array, rotation=20)
+    dense = upsampled(adata, 3)
+    cells = drawn(pl.genes(adata, dense, "region_00", show=False)[1])
     assert isinstance(cells, PolyCollection)
     corners = np.array([path.vertices[:-1] for path in cells.get_paths()])  # (n, k, 2)
     assert len(corners) == dense.n_obs
@@ -129,7 +128,7 @@ def test_points_are_the_cells_of_their_lattice(adata, dense):
     area = np.abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
     assert_allclose(area, np.abs(np.linalg.det(steps_of(adata) / 3)), rtol=1e-5)
     sides = np.hypot(*(corners[0] - np.roll(corners[0], 1, 0)).T)
-    assert (sides > 0.01 * sides.max()).sum() == (6 if hexagonal(adata) else 4)
+    assert (sides > 0.01 * sides.max()).sum() == n_corners
 
 
 @given(angle=st.floats(0, 90), skew=st.sampled_from([0.0, 0.5]), seed=st.integers(0, 99))
@@ -173,6 +172,14 @@ def test_the_picture_lies_under_the_spots_in_full_resolution_pixels(adata):
     [ax] = pl.genes(small, genes="fine_01", show=False)
     assert_allclose(ax.images[0].get_extent(), [0, width, height, 0], atol=4)
     assert_array_equal(ax.images[0].get_array(), picture[::4, ::4])
+    large = adata.copy()
+    large.uns["spatial"]["synthetic_0"] = {
+        "images": {"hires": picture.repeat(4, axis=0).repeat(4, axis=1)},
+        "scalefactors": {"tissue_hires_scalef": 4.0},
+    }
+    [ax] = pl.genes(large, genes="fine_01", show=False)
+    assert max(ax.images[0].get_array().shape) <= 1000  # more would be slow and not seen
+    assert_allclose(ax.images[0].get_extent(), [0, width, height, 0], atol=1)
 
 
 def test_without_a_picture_the_genes_are_drawn_all_the_same(adata):
@@ -180,6 +187,7 @@ def test_without_a_picture_the_genes_are_drawn_all_the_same(adata):
     bare = ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsm={"spatial": adata.obsm["spatial"]})
     [ax] = pl.genes(bare, genes="fine_01", show=False)
     assert not ax.images
+    assert ax.get_aspect() == 1
     assert_allclose(drawn(ax).get_widths(), 27.5, rtol=1e-3)  # 0.55 of the pitch where nothing is said
     assert not [artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar)]
 
@@ -201,9 +209,14 @@ def test_the_scale_bar_is_as_long_as_it_says(adata, dense):
     measured = adata.copy()
     del measured.uns["spatial"]["synthetic_0"]["scalefactors"]["microns_per_pixel"]
     assert bar(measured, genes="fine_01")[1] is None
-    measured.uns["sthisto"] = {"features": {"X_histo": {"mpp": 20.0}}}
+    measured.uns["sthisto"] = {
+        "features": {"X": {"libraries": np.array(["b", "synthetic_0"]), "mpp": np.array([1.0, 20.0])}}
+    }
     _, found = bar(measured, genes="fine_01")
-    assert found.txt_label.get_text().endswith(" mm")
+    [line] = found.size_bar.get_children()
+    mm, unit = found.txt_label.get_text().split()
+    assert unit == "mm"
+    assert_allclose(line.get_width() * 20.0, 1000 * float(mm))
 
 
 def test_words(adata, dense):

@@ -6,7 +6,7 @@ Every function returns what scanpy's do: nothing where the picture was shown, el
 # ruff: noqa: PLC0415  importing sthisto must not load matplotlib
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import cycle
@@ -32,14 +32,7 @@ __all__ = ["genes", "history"]
 
 Floats = NDArray[np.float64]
 
-CURVES = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # Okabe and Ito's, safe for colour blindness
+CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for the colour-blind
 PANEL_INCHES = 3.6  # two panels and a colour bar fill a notebook's width
 NOTEBOOK_INCHES = 9.0
 PICTURE_PX = 1000  # more pixels than a panel can show
@@ -297,11 +290,11 @@ def _scalefactors(adata: AnnData, library: str) -> dict[str, Any]:
 
 def _mpp(adata: AnnData, library: str) -> float | None:
     """Micrometres per full-resolution pixel, where known."""
-    known = _scalefactors(adata, library).get("microns_per_pixel")
+    said = _scalefactors(adata, library).get("microns_per_pixel")
     for record in adata.uns.get("sthisto", {}).get("features", {}).values():
-        if known is None and "mpp" in record:
-            known = record["mpp"][library] if isinstance(record["mpp"], Mapping) else record["mpp"]
-    return None if known is None else float(known)
+        if said is None:
+            said = dict(zip(record["libraries"], record["mpp"], strict=True)).get(library)
+    return None if said is None else float(said)
 
 
 def _picture(adata: AnnData, library: str) -> tuple[NDArray[Any], tuple[float, float, float, float]] | None:
@@ -310,9 +303,10 @@ def _picture(adata: AnnData, library: str) -> tuple[NDArray[Any], tuple[float, f
     for name in ("hires", "lowres"):
         pixels, factor = np.asarray(images.get(name, 0)), factors.get(f"tissue_{name}_scalef")
         if factor is not None and pixels.min() < pixels.max():
-            height, width = np.divide(pixels.shape[:2], factor)
             step = -(-max(pixels.shape[:2]) // PICTURE_PX)
-            return pixels[::step, ::step], (0, width, height, 0)
+            pixels = pixels[::step, ::step]
+            height, width = np.multiply(pixels.shape[:2], step / factor)
+            return pixels, (0, width, height, 0)
     return None
 
 
