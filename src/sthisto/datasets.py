@@ -366,13 +366,14 @@ def _draw_picture(tissue: _Tissue, height: int, width: int, rng: Generator) -> N
     nuclei = _draw_nuclei((per_um2 + np.float32(4e-3) * _rim(gland)) * (inside > 0.5), tissue.mpp, rng)
     grain = gaussian_filter(rng.standard_normal((height, width), np.float32), 6 / tissue.mpp, truncate=2)
     eosin = np.tensordot(EOSIN_OF_REGION, regions, 1) * (1 - 0.2 * crowd + np.float32(0.12) * grain / grain.std())
+    noise = 0.06 * rng.standard_normal((height, width), np.float32)
+    sharp = gaussian_filter(1.5 * nuclei + noise, 0.7, truncate=3)  # pixels of a scan are no sharper than its optics
     strength = rng.lognormal(0, 0.12, 2).astype(np.float32)
-    haematoxylin = strength[0] * (inside * (0.06 + 0.15 * regions[-1]) + 1.3 * nuclei)
+    haematoxylin = strength[0] * (inside * (0.06 + 0.15 * regions[-1]) + sharp)
     eosin *= strength[1] * inside
-    noise = 2.5 * rng.standard_normal((height, width), np.float32)
     picture = np.empty((height, width, 3), np.uint8)
     for channel, (h, e) in enumerate(zip(HAEMATOXYLIN, EOSIN, strict=True)):
-        picture[..., channel] = np.clip(244 * np.exp(-(h * haematoxylin + e * eosin)) + noise, 0, 255)
+        picture[..., channel] = np.clip(244 * np.exp(-(h * haematoxylin + e * eosin)), 0, 255)
     return picture
 
 
