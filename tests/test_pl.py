@@ -221,7 +221,7 @@ def test_the_scale_bar_is_as_long_as_it_says(adata, dense):
 
 def test_words(adata, dense):
     named = adata.copy()
-    named.var["symbol"] = ["PCP4", *adata.var_names[1:]]
+    named.var["symbol"] = ["PCP4", np.nan, *adata.var_names[2:]]
     named.layers["sthisto"] = named.X * 2
     figure = pl.genes(named, dense, ["region_00", "fine_01"], layer="sthisto", return_fig=True)
     panels, bars = figure.axes[:4], figure.axes[4:]

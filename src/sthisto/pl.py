@@ -368,8 +368,9 @@ def _limit(values: NDArray[np.float32], limit: float | str) -> float:
 def _title(adata: AnnData, gene: str) -> str:
     """Name the gene by its symbol too where ``var`` has one beside an identifier."""
     for column in ("symbol", "gene_symbol", "gene_symbols", "gene_name", "feature_name"):
-        if column in adata.var and str(adata.var.at[gene, column]) != gene:
-            return f"{adata.var.at[gene, column]} ({gene})"
+        symbol = adata.var.at[gene, column] if column in adata.var else None
+        if isinstance(symbol, str) and symbol != gene:  # NaN where an identifier has none
+            return f"{symbol} ({gene})"
     return gene
 
 
