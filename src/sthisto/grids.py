@@ -109,9 +109,14 @@ class Lattice:
         >>> lattice.kind, round(lattice.pitch, 6), lattice.index(spots)[-1].tolist()
         ('square', 200.0, [2, 1])
         """
-        spots = _distinct(_positions(xy))
+        spots = _positions(xy)
         if len(spots) < FEWEST_SPOTS:
             raise ValueError(f"a lattice needs at least {FEWEST_SPOTS} spots; there are {len(spots)}.")
+        if again := len(spots) - len(_distinct(spots)):
+            raise ValueError(
+                f"{again} of {len(spots)} spots are where another spot is. A lattice is fitted to one section at a "
+                "time: are these several?"
+            )
         lattice = cls(*_settle(spots, _basis(*_differences(spots))))
         site = lattice.index(spots)
         _check_fit(spots - lattice.points(site), site, lattice.pitch)
@@ -120,6 +125,11 @@ class Lattice:
     @classmethod
     def square(cls, pitch: float, origin: Sequence[float] = (0.0, 0.0)) -> Self:
         """Square lattice along x and y with ``pitch`` pixels from site to site.
+
+        Raises
+        ------
+        ValueError
+            ``pitch`` is not positive or not finite.
 
         Examples
         --------
@@ -132,6 +142,11 @@ class Lattice:
     def hexagonal(cls, pitch: float, origin: Sequence[float] = (0.0, 0.0)) -> Self:
         """Hexagonal lattice with rows along x and ``pitch`` pixels from a site to its six neighbours.
 
+        Raises
+        ------
+        ValueError
+            ``pitch`` is not positive or not finite.
+
         Examples
         --------
         >>> Lattice.hexagonal(2.0).basis.round(3).tolist()
@@ -141,7 +156,7 @@ class Lattice:
 
     @property
     def kind(self) -> Literal["hexagonal", "square", "oblique"]:
-        """Hexagonal where the three shortest vectors are alike, square where two and their diagonals are."""
+        """Hexagonal where the three shortest vectors are alike (15 %), square where two and their diagonals are."""
         a, b = _reduce(self.basis)[0]
         if _alike(a, b, b - a):
             return "hexagonal"
@@ -165,6 +180,14 @@ class Lattice:
 
     def index(self, xy: ArrayLike) -> NDArray[np.int64]:
         """Find the indices of the site nearest to each position: (n, 2) pixels -> (n, 2).
+
+        It is the nearest indeed, whatever the basis; rounding the coordinates along a and b would miss it near the
+        corners of a hexagon.
+
+        Raises
+        ------
+        ValueError
+            Positions that are not finite.
 
         Examples
         --------
@@ -286,9 +309,10 @@ def nearest(points: ArrayLike, xy: ArrayLike, k: int = 1) -> tuple[NDArray[np.fl
 
 
 def within(points: ArrayLike, xy: ArrayLike, max_distance: float) -> NDArray[np.bool_]:
-    """Which points are at most ``max_distance`` from any spot; verde's distance mask.
+    """Which points are at most ``max_distance`` from any spot.
 
-    Far from every measurement a prediction is an extrapolation, and off the tissue it means nothing.
+    Far from every measurement a prediction is an extrapolation, and off the tissue it means nothing. It is the
+    distance mask of verde (Uieda 2018, doi:10.21105/joss.00957).
 
     Parameters
     ----------
@@ -341,7 +365,7 @@ def spacing(xy: ArrayLike) -> float:
     >>> spacing([[0.0, 0.0], [0.0, 2.0], [5.0, 2.0]])
     2.0
     """
-    spots = np.unique(_positions(xy), axis=0)
+    spots = _distinct(_positions(xy))
     if len(spots) < 2:
         raise ValueError(f"a spacing needs at least two different positions; there are {len(spots)}.")
     try:
@@ -356,8 +380,8 @@ def hold_out(xy: ArrayLike, fraction: float = 0.5, *, block: float | None = None
     """Choose spots to hide, at random or in whole square blocks.
 
     A spot whose neighbours are known is easy to guess, so a score on single hidden spots tells how well a method fills
-    gaps. Hiding whole blocks keeps the neighbours from telling and scores what lies further off, as verde's
-    ``BlockShuffleSplit`` does.
+    gaps. Hiding whole blocks keeps the neighbours from telling and scores what lies further off, as
+    ``BlockShuffleSplit`` of verde does (Uieda 2018, doi:10.21105/joss.00957).
 
     Parameters
     ----------
@@ -419,14 +443,10 @@ def _positions(xy: ArrayLike, name: str = "xy") -> NDArray[np.float64]:
 
 
 def _distinct(spots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions without those that are there before, sorted; complex numbers sort far faster than rows do."""
     place = np.sort(spots[:, 0] + 1j * spots[:, 1])
-    again = np.count_nonzero(place[1:] == place[:-1])
-    if again:
-        raise ValueError(
-            f"{again} of {len(spots)} spots are where another spot is. A lattice is fitted to one section at a time: "
-            "are these several?"
-        )
-    return spots
+    place = place[np.diff(place, prepend=np.nan) != 0]
+    return np.stack([place.real, place.imag], axis=1)
 
 
 def _length(value: float, name: str, *, or_zero: bool = False) -> float:
@@ -449,8 +469,8 @@ def _unique_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _reached(tree: cKDTree, points: NDArray[np.float64], max_distance: float) -> NDArray[np.bool_]:
-    # the tree drops what lies at its bound itself, which has to stay
-    distance, _ = tree.query(points, distance_upper_bound=max_distance * (1 + 1e-9) + 1e-300, workers=-1)
+    # the tree drops what lies at its bound itself, which has to stay; 1e-150 can still be squared
+    distance, _ = tree.query(points, distance_upper_bound=max_distance * (1 + 1e-9) + 1e-150, workers=-1)
     return np.asarray(distance <= max_distance)
 
 
@@ -513,33 +533,22 @@ def _differences(spots: NDArray[np.float64]) -> tuple[NDArray[np.float64], float
 def _basis(steps: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
     """Basis of the lattice that differences between spots fall on.
 
-    Of the lattices that the Fourier transform of the near differences proposes, the one with the least squared misfit
-    for the area of its cell: a lattice that is too fine has no less misfit on less area, one that is too coarse more.
+    Of the lattices that the waves in the near differences propose, the one with the least squared misfit for the area
+    of its cell is fitted on: a finer one has no less misfit on less area, a coarser one far more.
     """
     length = np.linalg.norm(steps, axis=1)
     near = steps[length < 4 * scale]
     near = near[:: -(-len(near) // 3000)]
-    proposed = {}  # by their lengths, as many pairs of waves stand for one lattice
-    for pair in combinations(_peaks(near, scale), 2):
-        if _area(np.array(pair)) > 0.4 * np.linalg.norm(pair, axis=1).prod():
-            a, b = _fit_steps(np.linalg.inv(pair).T, near)
-            proposed[tuple((np.linalg.norm([a, b, b - a], axis=1) / scale).round(2))] = np.array([a, b])
-    if not proposed:
+    pairs = [np.array(pair) for pair in combinations(_peaks(near, scale), 2)]
+    wide = [pair for pair in pairs if _area(pair) > 0.4 * np.linalg.norm(pair, axis=1).prod()]
+    if not wide:
         raise ValueError(
-            "the spots form no lattice: the differences between neighbours do not repeat in two directions. Give a "
-            "Lattice or the points themselves."
+            f"the spots form no lattice: the {len(steps)} differences between them do not repeat in two directions. "
+            "Do they lie along one line, or are they cells? Give a Lattice or the points themselves."
         )
-    likely = sorted(proposed.values(), key=lambda basis: _misfit(basis, near, scale))[:3]
-    return min(
-        (_grow(basis, steps, length, 4 * scale) for basis in likely), key=lambda basis: _misfit(basis, steps, scale)
-    )
-
-
-def _grow(
-    basis: NDArray[np.float64], steps: NDArray[np.float64], length: NDArray[np.float64], known: float
-) -> NDArray[np.float64]:
-    """Basis fitted to longer and longer differences, from those of the ``known`` length on."""
-    count = 0
+    proposed = [_fit_steps(np.linalg.inv(pair).T, near) for pair in wide]
+    basis = min(proposed, key=lambda basis: _misfit(basis, near, scale))
+    known, count = 4 * scale, 0
     while count < len(steps):
         known *= 1.5
         count = int(np.searchsorted(length, known))
@@ -578,17 +587,17 @@ def _settle(spots: NDArray[np.float64], basis: NDArray[np.float64]) -> tuple[NDA
     centre = spots.mean(axis=0)
     offset = spots - centre
     phase = np.exp(2j * np.pi * offset @ np.linalg.inv(basis)).mean(axis=0)
-    origin = np.angle(phase) / (2 * np.pi) @ basis
+    origin, site = np.angle(phase) / (2 * np.pi) @ basis, np.empty((0, 2))
     for _ in range(10):  # two or three change anything
-        site = _nearest_site(offset - origin, basis)
+        before, site = site, _nearest_site(offset - origin, basis)
+        if np.array_equal(site, before):
+            break
         middle = site.mean(axis=0)
         spread = (site - middle).T @ (site - middle)
         if np.linalg.matrix_rank(spread) < 2:
             raise ValueError(f"the {len(spots)} spots lie along one line, which leaves the lattice open across it.")
         basis = np.linalg.solve(spread, (site - middle).T @ offset)
-        origin, before = -middle @ basis, origin
-        if np.allclose(origin, before, rtol=1e-9, atol=1e-9):
-            break
+        origin = -middle @ basis
     return centre + origin, _canonical(basis)
 
 
