@@ -10,7 +10,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ UNS = "sthisto"
 SCHEMA = 1
 PITCH_UM = {"hexagonal": 100.0, "square": 200.0}  # Visium; the first Spatial Transcriptomics arrays
 LIBRARY = "section"  # the name of a section that nobody named
+UNSEEN = "a section that was only stained"  # as models know the sections of another object
+PICTURES = ("fullres", "hires", "lowres")  # names in uns["spatial"], the sharpest first
+DOUBLED = 0.05  # share of spots on sites that hold another one; single real sections have none
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Fit:
     features_key: str  # "" where the model reads none
     layer: str  # "" for X
     seed: int
+    pitch: NDArray[np.float64]  # (s,) pixels, the unit of length in each section
     spots: NDArray[np.str_]  # (n,) names of the spots it learnt from
+    xy: NDArray[np.float64]  # (n, 2) where they were
     arrays: dict[str, NDArray[np.generic]]  # the model's state and its spread's
     history: dict[str, NDArray[np.float64]]
 
@@ -58,44 +64,34 @@ class Place:
 
     rows: NDArray[np.intp]  # (n,) of the AnnData
     xy: NDArray[np.float64]  # (n, 2) full-resolution pixels
-    pitch: float  # pixels between neighbouring spots of the whole section
+    pitch: float  # pixels between neighbouring spots of the whole section; NaN for a single spot
+    kind: str  # of the array: "hexagonal", "square", "oblique", or "scattered" where there is none
+    known: str  # what models call the section
 
     def keep(self, mask: NDArray[np.bool_]) -> "Place":
         """Only the spots that a mask (n_obs,) over all rows keeps; the pitch stays that of the whole section."""
         kept = mask[self.rows]
-        return Place(self.rows[kept], self.xy[kept], self.pitch)
+        return replace(self, rows=self.rows[kept], xy=self.xy[kept])
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points laid over one section; on a lattice, or scattered where the last two are None."""
+
+    xy: NDArray[np.float64]  # (m, 2) full-resolution pixels
+    pitch: float  # pixels between neighbouring points
+    site: NDArray[np.int64] | None = None  # (m, 2) on the lattice
+    spot_site: NDArray[np.int64] | None = None  # (n, 2) of the section's spots on the same lattice
 
 
 @dataclass(frozen=True)
 class Description:
-    """How the features under one key were made."""
+    """How the features of one section were made."""
 
     encoder: str
     patch_um: float
-    libraries: list[str]
-    mpp: list[float]  # um per full-resolution pixel of each section
-    image: list[str]  # path as it was given, "uns:hires", or "" for an array
-
-    def mpp_of(self, library: str) -> float:
-        """Scale of a section."""
-        return self.mpp[self._at(library)]
-
-    def image_of(self, library: str) -> str | None:
-        """Give what ``image=`` was for a section."""
-        path = self.image[self._at(library)]
-        if not path:
-            raise KeyError(
-                f"the features of section {library!r} were taken from an array, which is not kept: pass it again as "
-                "image=, or pass features= for the points."
-            )
-        return path.removeprefix("uns:")
-
-    def _at(self, library: str) -> int:
-        if library not in self.libraries:
-            raise KeyError(
-                f"no features were extracted for section {library!r} (there are: {_listed(self.libraries)})."
-            )
-        return self.libraries.index(library)
+    mpp: float  # um per full-resolution pixel
+    image: str  # path as it was given, "uns:hires", or "" for an array
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -138,18 +134,93 @@ def positions(adata: AnnData, rows: NDArray[np.intp]) -> NDArray[np.float64]:
     if repeated:
         raise ValueError(
             f"{repeated} of {len(xy)} spots share their coordinates with another spot. If adata holds several "
-            "sections, pass library_key= with the obs column that names them; if spots were read twice, drop one of each pair."
+            "sections, pass library_key= with the obs column that names them; if spots were read twice, drop one of "
+            "each pair."
         )
     return xy
 
 
 def places(adata: AnnData, library_key: str | None) -> dict[str, Place]:
-    """Rows, coordinates and pitch of each section."""
+    """Rows, coordinates and pitch of each section; refuses several sections laid over each other as one."""
     found = {}
     for library, rows in sections(adata, library_key).items():
         xy = positions(adata, rows)
-        found[library] = Place(rows, xy, grids.spacing(xy) if len(xy) > 1 else 1.0)
+        lattice = _lattice(xy)
+        if library_key is None:
+            _refuse_overlay(adata, xy, lattice)
+        pitch = lattice.pitch if lattice else grids.spacing(xy) if len(xy) > 1 else float("nan")
+        found[library] = Place(rows, xy, pitch, str(lattice.kind) if lattice else "scattered", library)
     return found
+
+
+def fitted_places(adata: AnnData, fit: Fit) -> dict[str, Place]:
+    """Rows and coordinates of each section, in the unit of length that the fit was made in.
+
+    Refuses an object that the fit does not belong to. Sections of a fitted object that had no training spots pass:
+    models predict them as ones they never saw.
+    """
+    names = adata.obs_names.to_numpy().astype(str)
+    found = {}
+    for library, rows in sections(adata, fit.library_key or None).items():
+        xy = positions(adata, rows)
+        known = library if fit.library_key else str(fit.libraries[0])  # a lone section may be renamed in uns
+        if known in fit.libraries:
+            pitch = float(fit.pitch[fit.libraries == known][0])
+            _refuse_other_spots(fit, library, names[rows], xy, pitch)
+        else:
+            pitch = grids.spacing(xy) if len(xy) > 1 else float("nan")
+        found[library] = Place(rows, xy, pitch, "", known)
+    return found
+
+
+def _lattice(xy: NDArray[np.float64]) -> grids.Lattice | None:
+    try:
+        return grids.Lattice.fit(xy)
+    except ValueError:  # too few spots, or cells
+        return None
+
+
+def _refuse_overlay(adata: AnnData, xy: NDArray[np.float64], whole: grids.Lattice | None) -> None:
+    """Notice sections that share one plane: their array numbers repeat, or the array of some holds others twice.
+
+    A table of several sections has them one after the other, so its first or last quarter shows the array of one.
+    """
+    numbers = ["array_row", "array_col"]
+    if set(numbers) <= set(adata.obs):
+        doubled = float(adata.obs[numbers].dropna().duplicated().mean()) if len(xy) else 0.0
+        _refuse_doubled(doubled, "(array_row, array_col) numbers")
+        return
+    quarter = len(xy) // 4
+    for part in (xy[:quarter], xy[len(xy) - quarter :]):
+        lattice = _lattice(part)
+        if lattice and not (whole and whole.pitch > 0.85 * lattice.pitch):
+            doubled = 1 - len(np.unique(lattice.index(xy), axis=0)) / len(xy)
+            _refuse_doubled(doubled, f"sites, {lattice.pitch:.4g} px apart,")
+
+
+def _refuse_doubled(doubled: float, what: str) -> None:
+    if doubled > DOUBLED:
+        raise ValueError(
+            f"{doubled:.0%} of the spots have {what} that another spot has: several sections seem to lie over each "
+            "other. Pass library_key= with the obs column that names the section of each spot."
+        )
+
+
+def _refuse_other_spots(fit: Fit, library: str, names: NDArray[np.str_], xy: NDArray[np.float64], pitch: float) -> None:
+    """Refuse a fit that was copied to another object: it would predict from the wrong neighbours."""
+    of_fit = pd.Index(fit.spots).get_indexer(pd.Index(names))
+    here = of_fit >= 0
+    if not here.any():
+        raise ValueError(
+            f"none of the spots of section {library!r} are among the {len(fit.spots)} that the model learnt from. "
+            "Predict on the object that was fitted and take rows then; for another section pass reference=."
+        )
+    moved = (np.abs(xy[here] - fit.xy[of_fit[here]]) > 0.01 * pitch).any(axis=1)
+    if moved.any():
+        raise ValueError(
+            f"{int(moved.sum())} of {int(here.sum())} training spots of section {library!r} are not where they were "
+            "when the model was fitted. Put the coordinates back, fit again, or, for another section, pass reference=."
+        )
 
 
 def expression(
@@ -205,9 +276,11 @@ def genes_to_model(adata: AnnData, genes: Iterable[str] | None) -> NDArray[np.st
     """Names of the genes to model: those asked for, else the highly variable ones, else all."""
     if genes is None:
         marked = "highly_variable" in adata.var
-        chosen = adata.var_names[adata.var["highly_variable"].to_numpy(bool)] if marked else adata.var_names
+        chosen = adata.var_names[_booleans(adata.var, "highly_variable", "var")] if marked else adata.var_names
     else:
         chosen = pd.Index([genes] if isinstance(genes, str) else list(genes))
+    if not adata.var_names.is_unique:
+        raise ValueError("adata.var_names are not unique. Call adata.var_names_make_unique() first.")
     missing = [str(gene) for gene in chosen if gene not in adata.var_names]
     if missing:
         raise KeyError(
@@ -215,9 +288,8 @@ def genes_to_model(adata: AnnData, genes: Iterable[str] | None) -> NDArray[np.st
             f"(there: {_listed(adata.var_names)})."
         )
     if not len(chosen):
-        raise ValueError("no gene to model: var['highly_variable'] marks none. Pass genes=.")
-    if not adata.var_names.is_unique:
-        raise ValueError("adata.var_names are not unique. Call adata.var_names_make_unique() first.")
+        why = "genes= is empty" if genes is not None else "var['highly_variable'] marks none; pass genes="
+        raise ValueError(f"no gene to model: {why}.")
     return np.asarray(chosen.drop_duplicates(), dtype=str)
 
 
@@ -228,26 +300,40 @@ def training_rows(adata: AnnData, train_on: str | NDArray[np.bool_] | None) -> N
     if isinstance(train_on, str):
         if train_on not in adata.obs:
             raise KeyError(f"no column {train_on!r} in adata.obs (found: {_listed(adata.obs.columns)}).")
-        train_on = adata.obs[train_on].to_numpy()
+        return _booleans(adata.obs, train_on, "obs")
     mask = np.asarray(train_on)
     if mask.dtype != bool or mask.shape != (adata.n_obs,):
         raise ValueError(
-            f"train_on is {mask.dtype} of shape {mask.shape}; expected a boolean mask or obs column of "
-            f"{adata.n_obs} rows, True where the spot may be learnt from."
+            f"train_on is {mask.dtype} of shape {mask.shape}; expected the name of a boolean obs column, or a boolean "
+            f"mask of {adata.n_obs} rows, True where the spot may be learnt from."
         )
     return mask
+
+
+def _booleans(table: pd.DataFrame, name: str, slot: str) -> NDArray[np.bool_]:
+    """Take a column as a mask; NaN and text would count as True."""
+    column = table[name].infer_objects()
+    if column.isna().any() or not pd.api.types.is_bool_dtype(column):
+        raise ValueError(
+            f"adata.{slot}[{name!r}] is {column.dtype} with {int(column.isna().sum())} missing values; expected True "
+            "or False in every row."
+        )
+    return column.to_numpy(dtype=bool)
 
 
 def find_image(adata: AnnData, library: str, image: Any, mpp: float | None = None) -> tuple[Image, str]:
     """Open a section's picture: what was given, or what ``uns["spatial"]`` holds; and a name to find it again."""
     if isinstance(image, Mapping):
-        if library not in image:
-            raise KeyError(f"image= has no entry for section {library!r} (found: {_listed(image)}).")
-        image = image[library]
-    kept = adata.uns.get("spatial", {}).get(library, {}).get("images", {})
-    if image is None or (isinstance(image, str) and image in kept):
-        name = image or _best_image(kept, library)
-        factor = adata.uns["spatial"][library].get("scalefactors", {}).get(f"tissue_{name}_scalef")
+        by_name = {str(name): picture for name, picture in image.items()}
+        if library not in by_name:
+            raise KeyError(f"image= has no entry for section {library!r} (found: {_listed(by_name)}).")
+        image = by_name[library]
+    kept = _spatial(adata, library).get("images", {})
+    if image is None or (isinstance(image, str) and (image in kept or image in PICTURES)):
+        name = image or _best_image(adata, kept, library)
+        if name not in kept:
+            raise KeyError(f"no image {name!r} in uns['spatial'][{library!r}]['images'] (found: {_listed(kept)}).")
+        factor = _spatial(adata, library).get("scalefactors", {}).get(f"tissue_{name}_scalef")
         if factor is None:
             raise KeyError(
                 f"uns['spatial'][{library!r}] holds the image {name!r} but no scalefactors['tissue_{name}_scalef'], so "
@@ -258,35 +344,46 @@ def find_image(adata: AnnData, library: str, image: Any, mpp: float | None = Non
     return opened, str(image) if isinstance(image, str | Path) else ""
 
 
-def scale(
-    xy: NDArray[np.float64], image: Image | None, mpp: float | None, pitch_um: float | None
-) -> tuple[float, float]:
-    """Micrometres per full-resolution pixel and the pitch in pixels; refuses a scale that the pitch contradicts."""
+def recorded_image(adata: AnnData, library: str, path: str) -> Image:
+    """Open the picture that a section's features were taken from."""
+    if not path:
+        raise KeyError(
+            f"the features of section {library!r} were taken from an array, which is not kept: pass it again as "
+            "image=, or pass features= for the points."
+        )
+    gone = f"the features of section {library!r} were taken from {path!r}, which is not there: pass it as image=."
     try:
-        lattice = grids.Lattice.fit(xy)
-        kind, pitch = str(lattice.kind), lattice.pitch
-    except ValueError:  # scattered spots: their spacing is all there is
-        kind, pitch = "scattered", grids.spacing(xy)
+        return find_image(adata, library, path.removeprefix("uns:"))[0]
+    except KeyError as error:
+        raise KeyError(f"{gone} {error.args[0]}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{gone} {error} Relative paths count from {Path.cwd()}.") from error
+
+
+def scale(place: Place, image: Image | None, mpp: float | None, pitch_um: float | None) -> float:
+    """Micrometres per full-resolution pixel; refuses a scale that the pitch contradicts."""
+    for name, value in (("mpp", mpp), ("pitch_um", pitch_um)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value:g}: a length in um is positive.")
+    kind, pitch = place.kind, place.pitch
     expected = pitch_um if pitch_um is not None else PITCH_UM.get(kind)
     known = mpp if mpp is not None else (image.mpp if image else None)
-    for name, value in (("mpp", known), ("pitch_um", pitch_um)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value:g}: a length in um is positive.")
     if known is not None:
         if pitch_um is not None or kind == "hexagonal":  # square arrays come at many pitches
             _refuse_contradiction(known, pitch, expected)
-        return known, pitch
-    if expected is None:
+        return known
+    if expected is None or len(place.rows) < 2:
         raise ValueError(
-            f"the image's scale is unknown and the {kind} spots have no standard pitch to derive it from. Pass mpp= "
-            "(micrometres per full-resolution pixel) or pitch_um= (micrometres between neighbouring spots)."
+            f"the image's scale is unknown and the {kind} spots ({len(place.rows)}) have no standard pitch to derive "
+            "it from. Pass mpp= (micrometres per full-resolution pixel) or, for two spots or more, pitch_um= "
+            "(micrometres between neighbouring spots)."
         )
     message = f"{expected / pitch:.4g} um/px: a {kind} array {pitch:.4g} px apart, taken to be {expected:g} um."
     if pitch_um is None and kind != "hexagonal":
         warnings.warn(f"the image's scale is unknown; assuming {message} Pass pitch_um= or mpp=.", stacklevel=3)
     else:
         logger.info("scale: %s", message)
-    return expected / pitch, pitch
+    return expected / pitch
 
 
 def _refuse_contradiction(mpp: float, pitch: float, expected: float | None) -> None:
@@ -302,22 +399,29 @@ def _only_library(adata: AnnData) -> str:
     if len(names) > 1:
         raise ValueError(
             f"uns['spatial'] names {len(names)} sections ({_listed(names)}). Pass library_key= with the obs column "
-            f"that tells them apart (columns: {_listed(adata.obs.columns)}), or take one section: adata[...].copy()."
+            f"that tells them apart (columns: {_listed(adata.obs.columns)}), or drop those of other objects from uns."
         )
     return str(names[0]) if names else LIBRARY
 
 
-def _best_image(images: Mapping[str, Any], library: str) -> str:
+def _spatial(adata: AnnData, library: str) -> Mapping[str, Any]:
+    """Give the section's own entry of ``uns["spatial"]``, empty where there is none."""
+    entry: Mapping[str, Any] = adata.uns.get("spatial", {}).get(library, {})
+    return entry
+
+
+def _best_image(adata: AnnData, images: Mapping[str, Any], library: str) -> str:
     """Name the sharpest picture that shows anything."""
-    shown = [name for name in ("fullres", "hires", "lowres") if name in images]
-    for name in shown:
+    for name in PICTURES:
+        if name not in images:
+            continue
         picture = np.asarray(images[name])
         if picture.min() < picture.max():
             return name
-        warnings.warn(f"the {name!r} image of section {library!r} is blank and was passed over.", stacklevel=5)
+        warnings.warn(f"the {name!r} image of section {library!r} is blank and was passed over.", stacklevel=4)
     raise KeyError(
-        f"no image of section {library!r} in adata.uns['spatial'] (found: {_listed(images)}). "
-        "Pass image= with the path of the H&E picture that obsm['spatial'] refers to."
+        f"no image of section {library!r} in adata.uns['spatial'] (sections: {_listed(adata.uns.get('spatial', {}))}; "
+        f"images of this one: {_listed(images)}). Pass image= with the H&E picture that obsm['spatial'] refers to."
     )
 
 
@@ -364,32 +468,44 @@ def write_features(
     key: str,
     values: NDArray[np.float32],
     record: Mapping[str, Any],
-    pictures: Mapping[str, dict[str, Any]],
+    pictures: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Put features into ``obsm``, how they were made into ``uns``, and a small picture where a section had none."""
+    """Put features into ``obsm``, how they were made into ``uns``, and small pictures of sections that had none."""
     write(adata, obsm={key: values})
     spatial = dict(adata.uns.get("spatial", {}))
-    for library, entry in pictures.items():
-        if not spatial.get(library, {}).get("images"):
-            spatial[library] = entry
+    for library, picture in pictures.items():
+        if "/" in library:
+            warnings.warn(
+                f"section {library!r}: a name with '/' would nest in files, so uns['spatial'] gets no picture of it. "
+                "Rename the section if it is to be drawn with its image.",
+                stacklevel=3,
+            )
+            continue
+        had = spatial.get(library, {})
+        spatial[library] = {**had, **{part: {**had.get(part, {}), **new} for part, new in picture.items()}}
     if spatial:
         adata.uns["spatial"] = spatial
     own = dict(adata.uns.get(UNS, {}))
     adata.uns[UNS] = {**own, "features": {**own.get("features", {}), key: dict(record)}}
 
 
-def small_picture(image: Image, pitch: float) -> dict[str, Any]:
-    """Give an entry of ``uns["spatial"]`` that scanpy and squidpy can draw."""
+def small_picture(adata: AnnData, library: str, image: Image, pitch: float) -> dict[str, dict[str, Any]]:
+    """Give what ``uns["spatial"]`` lacks for scanpy and squidpy to draw the section: nothing where it has ``hires``."""
+    had = _spatial(adata, library)
+    if "hires" in had.get("images", {}):
+        return {}
     pixels, factor = image.thumbnail()
-    diameter = 0.55 * pitch  # 55 um spots every 100 um, the commonest array
-    return {
-        "images": {"hires": pixels},
-        "scalefactors": {"tissue_hires_scalef": factor, "spot_diameter_fullres": diameter},
-    }
+    factors = {"tissue_hires_scalef": factor}
+    if "spot_diameter_fullres" not in had.get("scalefactors", {}) and np.isfinite(pitch):
+        factors["spot_diameter_fullres"] = 0.55 * pitch  # 55 um spots every 100 um, the commonest array
+    return {"images": {"hires": pixels}, "scalefactors": factors}
 
 
-def features_record(adata: AnnData, key: str) -> Description:
-    """Tell how the features under ``key`` were made, so that more can be made alike."""
+def description(adata: AnnData, key: str, library: str, *, alone: bool) -> Description:
+    """Tell how a section's features under ``key`` were made, so that more can be made alike.
+
+    ``alone`` says that there is but one section, which may be called otherwise than it was then.
+    """
     made = adata.uns.get(UNS, {}).get("features", {})
     if key not in made:
         raise KeyError(
@@ -397,12 +513,12 @@ def features_record(adata: AnnData, key: str) -> Description:
             "made alike: pass features= (m, d), computed the same way, beside the points."
         )
     record = made[key]
+    libraries = [str(name) for name in record["libraries"]]
+    if library not in libraries and not (alone and len(libraries) == 1):
+        raise KeyError(f"no features were extracted for section {library!r} (there are: {_listed(libraries)}).")
+    at = libraries.index(library) if library in libraries else 0
     return Description(
-        encoder=str(record["encoder"]),
-        patch_um=float(record["patch_um"]),
-        libraries=[str(name) for name in record["libraries"]],
-        mpp=[float(mpp) for mpp in record["mpp"]],
-        image=[str(path) for path in record["image"]],
+        str(record["encoder"]), float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at])
     )
 
 
@@ -415,7 +531,7 @@ def write_fit(adata: AnnData, key: str, fit: Fit) -> None:
 
 
 def read_fit(adata: AnnData, key: str) -> Fit:
-    """Take a fitted model out of ``uns``; refuses one that is damaged, newer, or of other genes."""
+    """Take a fitted model out of ``uns``; refuses one that is damaged or newer."""
     fits = adata.uns.get(UNS, {}).get("fit", {})
     if key not in fits:
         raise KeyError(
@@ -425,44 +541,57 @@ def read_fit(adata: AnnData, key: str) -> Fit:
     return unpack(fits[key])
 
 
+def plain_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give settings as JSON keeps them, so that a model is built alike before and after a round trip."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(params or {}), default=_plain))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"params={params!r}: settings are numbers, strings, None or lists of them ({error})."
+        ) from error
+    return plain
+
+
 def pack(fit: Fit) -> dict[str, Any]:
     """Turn a fit into what h5ad and zarr keep: strings, numbers, arrays and one safetensors blob."""
-    blob = to_safetensors({name: np.ascontiguousarray(array) for name, array in fit.arrays.items()})
+    blob = _blob(fit.arrays)
     record = {name: value for name, value in vars(fit).items() if name != "arrays"}
-    record["state"] = np.frombuffer(blob, dtype=np.uint8)
-    return {"schema": SCHEMA, "sha256": hashlib.sha256(blob).hexdigest(), **record}
+    record["params"] = json.dumps(fit.params)  # a dict of None and mixed lists would not come back as it was
+    return {"schema": SCHEMA, "sha256": _digest(fit, blob), **record, "state": np.frombuffer(blob, dtype=np.uint8)}
 
 
 def unpack(record: Mapping[str, Any]) -> Fit:
-    """Undo :func:`pack`."""
-    if "state" not in record or "sha256" not in record:
+    """Undo :func:`pack`.
+
+    Raises
+    ------
+    ValueError
+        Anything in it is missing, changed, or of a newer schema.
+    """
+    fit = _fit(record)
+    if "state" not in record:
         raise ValueError("the fitted model is damaged: its state is missing. Fit again.")
-    blob = np.asarray(record["state"], dtype=np.uint8).tobytes()
-    if hashlib.sha256(blob).hexdigest() != record["sha256"]:
-        raise ValueError("the fitted model is damaged: its state does not match its checksum. Fit again.")
-    return _fit(record, from_safetensors(blob))
+    return _checked(fit, np.asarray(record["state"]).astype(np.uint8).tobytes(), record)
 
 
 def save_fit(fit: Fit, path: str | PathLike[str]) -> None:
     """One safetensors file: the arrays, and everything else as JSON in its metadata."""
-    rest = {name: value for name, value in vars(fit).items() if name != "arrays"}
-    metadata = json.dumps({"schema": SCHEMA, **rest}, default=lambda value: np.asarray(value).tolist())
-    arrays = {name: np.ascontiguousarray(array) for name, array in fit.arrays.items()}
+    rest = {"schema": SCHEMA, "sha256": _digest(fit, _blob(fit.arrays)), **_rest(fit), "params": json.dumps(fit.params)}
     partial = Path(f"{path}.partial")  # a kill half-way leaves the old file
-    partial.write_bytes(to_safetensors(arrays, {UNS: metadata}))
+    partial.write_bytes(_blob(fit.arrays, {UNS: json.dumps(rest, default=_plain)}))
     partial.replace(path)
 
 
 def load_fit(path: str | PathLike[str]) -> Fit:
     """Undo :func:`save_fit`."""
-    blob = Path(path).read_bytes()
+    whole = Path(path).read_bytes()
     try:
-        arrays = from_safetensors(blob)
-        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+        arrays = from_safetensors(whole)
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
         record = json.loads(header["__metadata__"][UNS])
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} holds no model that sthisto.tl.save wrote: {error!r}.") from error
-    return _fit(record, arrays)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no whole model that sthisto.tl.save wrote: {error!r}.") from error
+    return _checked(_fit(record), _blob(arrays), record)
 
 
 def no_spots(genes: NDArray[np.str_]) -> AnnData:
@@ -470,44 +599,76 @@ def no_spots(genes: NDArray[np.str_]) -> AnnData:
     return AnnData(X=np.empty((0, len(genes)), dtype=np.float32), var=pd.DataFrame(index=pd.Index(genes)))
 
 
-def _fit(record: Mapping[str, Any], arrays: dict[str, NDArray[np.generic]]) -> Fit:
-    """Types as they were, whatever the file made of them."""
-    schema = int(record.get("schema", 0))
-    if schema > SCHEMA:
-        raise ValueError(f"the fitted model has schema {schema}, this sthisto reads up to {SCHEMA}: upgrade sthisto.")
-    missing = set(Fit.__dataclass_fields__) - {"arrays"} - set(record)
-    if missing:
-        raise ValueError(f"the fitted model is damaged: {_listed(sorted(missing))} missing. Fit again.")
-    return Fit(
-        params={name: _plain(value) for name, value in record["params"].items()},
-        seed=int(record["seed"]),
-        arrays=arrays,
-        history={name: np.asarray(curve, dtype=np.float64) for name, curve in record["history"].items()},
-        genes=np.asarray(record["genes"], dtype=str),
-        libraries=np.asarray(record["libraries"], dtype=str),
-        spots=np.asarray(record["spots"], dtype=str),
-        model=str(record["model"]),
-        library_key=str(record["library_key"]),
-        features_key=str(record["features_key"]),
-        layer=str(record["layer"]),
-    )
+def _blob(arrays: Mapping[str, NDArray[np.generic]], metadata: dict[str, str] | None = None) -> bytes:
+    return to_safetensors({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata)
+
+
+def _rest(fit: Fit) -> dict[str, Any]:
+    """Everything but the arrays, a shallow copy."""
+    return {name: value for name, value in vars(fit).items() if name != "arrays"}
 
 
 def _plain(value: Any) -> Any:
-    """Numpy scalars that a round trip through a file makes of Python's."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Turn numpy's arrays and numbers into what JSON has."""
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TypeError(f"{type(value).__name__} is no setting")
+    return value.tolist()
+
+
+def _digest(fit: Fit, blob: bytes) -> str:
+    """Checksum over all of a fit, the same whichever file it went through."""
+    rest = json.dumps(_rest(fit), default=_plain, sort_keys=True)
+    return hashlib.sha256(rest.encode() + blob).hexdigest()
+
+
+def _checked(fit: Fit, blob: bytes, record: Mapping[str, Any]) -> Fit:
+    if _digest(fit, blob) != record.get("sha256"):
+        raise ValueError("the fitted model is damaged: it does not match its checksum. Fit again.")
+    return replace(fit, arrays=from_safetensors(blob))
+
+
+def _fit(record: Mapping[str, Any]) -> Fit:
+    """Types as they were, whatever the file made of them; without the arrays."""
+    missing = sorted({"schema", *(entry.name for entry in fields(Fit))} - {"arrays"} - set(record))
+    if "schema" in record and int(record["schema"]) > SCHEMA:
+        raise ValueError(
+            f"the fitted model has schema {record['schema']}, this sthisto reads up to {SCHEMA}: upgrade sthisto."
+        )
+    if missing:
+        raise ValueError(f"the fitted model is damaged: {_listed(missing)} missing. Fit again.")
+    return Fit(
+        model=str(record["model"]),
+        params=json.loads(record["params"]),
+        genes=np.asarray(record["genes"], dtype=str),
+        libraries=np.asarray(record["libraries"], dtype=str),
+        library_key=str(record["library_key"]),
+        features_key=str(record["features_key"]),
+        layer=str(record["layer"]),
+        seed=int(record["seed"]),
+        pitch=np.asarray(record["pitch"], dtype=np.float64),
+        spots=np.asarray(record["spots"], dtype=str),
+        xy=np.asarray(record["xy"], dtype=np.float64),
+        arrays={},
+        history={name: np.asarray(curve, dtype=np.float64) for name, curve in record["history"].items()},
+    )
+
+
+def gene_columns(adata: AnnData, genes: NDArray[np.str_]) -> NDArray[np.intp]:
+    """Columns (g,) of the fitted genes."""
+    columns: NDArray[np.intp] = adata.var_names.get_indexer(genes)
+    if (columns < 0).any():
+        raise ValueError(
+            f"the model was fitted on other genes: {int((columns < 0).sum())} of its {len(genes)} are not in "
+            f"adata.var_names (first: {str(genes[columns < 0][0])!r}). Fit again, or use the object it was fitted on."
+        )
+    return columns
 
 
 def write_prediction(
     adata: AnnData, key: str, genes: NDArray[np.str_], mean: NDArray[np.float32], std: NDArray[np.float32]
 ) -> None:
     """Put prediction and spread (n, g) into layers over all genes, NaN where a gene is not modelled."""
-    columns = adata.var_names.get_indexer(genes)
-    if (columns < 0).any():
-        raise ValueError(
-            f"the model was fitted on other genes: {int((columns < 0).sum())} of its {len(genes)} are not in "
-            f"adata.var_names (first: {str(genes[columns < 0][0])!r}). Fit again, or use the object it was fitted on."
-        )
+    columns = gene_columns(adata, genes)
     layers = {}
     for name, values in ((key, mean), (f"{key}_std", std)):
         layers[name] = np.full(adata.shape, np.nan, dtype=np.float32)
@@ -515,29 +676,26 @@ def write_prediction(
     write(adata, layers=layers, var={f"{key}_modelled": adata.var_names.isin(genes)})
 
 
-def points_obs(  # noqa: PLR0917  plain arrays of one section
-    adata: AnnData,
-    fit: Fit,
-    library: str,
-    place: Place,
-    xy: NDArray[np.float64],  # (m, 2)
-    site: NDArray[np.int64] | None,  # (m, 2) of the points on their lattice, None for scattered ones
-    spot_site: NDArray[np.int64] | None,  # (n, 2) of the section's spots on that lattice
-) -> pd.DataFrame:
-    """Name the points, and tell their sites and the spot nearest to each."""
-    distance, spot = (each[:, 0] for each in grids.nearest(xy, place.xy))
-    names = adata.obs_names[place.rows].to_numpy()
+def points_obs(adata: AnnData, fit: Fit, places: Mapping[str, Place], laid: Mapping[str, Points]) -> pd.DataFrame:
+    """Name the points of all sections, and tell their sites and the spot nearest to each."""
+    obs = pd.concat([_points_obs(adata, fit, name, places[name], points) for name, points in laid.items()])
+    texts = [name for name in ("nearest_spot", fit.library_key) if name]
+    return obs.astype(dict.fromkeys(texts, "category"))
+
+
+def _points_obs(adata: AnnData, fit: Fit, library: str, place: Place, points: Points) -> pd.DataFrame:
+    distance, spot = (each[:, 0] for each in grids.nearest(points.xy, place.xy))
+    names = adata.obs_names[place.rows].to_numpy().astype(str)
     trained = np.isin(names, fit.spots)
-    obs = pd.DataFrame(index=np.arange(len(xy)).astype(str))
-    if site is not None and spot_site is not None:
-        obs["array_row"], obs["array_col"] = (site - site.min(axis=0)).T
-        obs.index = obs["array_row"].astype(str) + "x" + obs["array_col"].astype(str)
-        obs["measured"] = _among(site, spot_site[trained])
+    obs = pd.DataFrame(index=np.arange(len(spot)).astype(str))
+    if points.site is not None and points.spot_site is not None:
+        obs["array_row"], obs["array_col"] = (points.site - points.site.min(axis=0)).T
+        obs.index = pd.Index([f"{row}x{col}" for row, col in obs.to_numpy()])
+        obs["measured"] = _among(points.site, points.spot_site[trained])
     else:
         obs["measured"] = (distance == 0) & trained[spot]
     obs["nearest_spot"] = names[spot]
     obs["distance_um"] = distance * _mpp(adata, fit, library)
-    obs.index.name = None
     if fit.library_key:
         obs.index = library + "_" + obs.index
         obs[fit.library_key] = library
@@ -557,17 +715,16 @@ def new_slide(  # noqa: PLR0917  the parts of an AnnData
     own = like.var.drop(columns=[name for name in like.var if str(name).endswith("_modelled")])
     var = own.reindex(genes) if pd.Index(genes).isin(like.var_names).all() else pd.DataFrame(index=pd.Index(genes))
     made = AnnData(X=mean, obs=obs, var=var, obsm={"spatial": np.asarray(xy)}, layers={"std": std})
-    made.obs = made.obs.astype({name: "category" for name in made.obs if made.obs[name].dtype == object})
-    spatial = dict(like.uns.get("spatial", {}))
-    for library, diameter in (diameters or {}).items():
-        if library in spatial:
-            factors = {**spatial[library].get("scalefactors", {}), "spot_diameter_fullres": diameter}
-            spatial[library] = {**spatial[library], "scalefactors": factors}
-    if spatial:
-        made.uns["spatial"] = spatial
+    spatial = like.uns.get("spatial", {})
+    kept = {name: deepcopy(spatial[name]) for name in spatial if diameters is None or name in diameters}
+    for library, entry in kept.items():
+        if diameters is not None:
+            entry["scalefactors"] = {**entry.get("scalefactors", {}), "spot_diameter_fullres": diameters[library]}
+    if kept:
+        made.uns["spatial"] = kept
     described = like.uns.get(UNS, {}).get("features")
     if described:
-        made.uns[UNS] = {"features": described}  # the scale, for scale bars
+        made.uns[UNS] = {"features": deepcopy(described)}  # the scale, for scale bars
     return made
 
 
@@ -581,5 +738,5 @@ def _mpp(adata: AnnData, fit: Fit, library: str) -> float:
     made = adata.uns.get(UNS, {}).get("features", {})
     for key in [fit.features_key] if fit.features_key else made:
         if key in made and library in list(made[key]["libraries"]):
-            return features_record(adata, key).mpp_of(library)
+            return description(adata, key, library, alone=not fit.library_key).mpp
     return float("nan")

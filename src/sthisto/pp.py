@@ -53,7 +53,8 @@ def extract_features(
         Distance between neighbouring spots in um, to derive ``mpp`` from where the image does not say it. ``None``
         takes 100 for hexagonal arrays (Visium) and 200 for square ones, the latter with a warning.
     weights
-        Local file with the encoder's weights, where it has weights.
+        Local file with the encoder's weights, where it has weights. Other options belong to
+        :func:`sthisto.encoders.load`, whose result is passed as ``encoder``.
     device
         Where a learnt encoder runs, as torch names it; ``None`` chooses.
     batch_size
@@ -69,16 +70,18 @@ def extract_features(
 
     ``obsm[key_added]`` : (n, d) float32, one row a spot
     ``uns["sthisto"]["features"][key_added]`` : encoder, patch size, scale and image of each section
-    ``uns["spatial"][library]`` : a picture of at most 2 000 px with its scale, where the section had none
+    ``uns["spatial"][library]`` : a ``hires`` picture of at most 2 000 px with its scale, where the section had none
 
     Raises
     ------
     KeyError
-        No spot coordinates, no image, or no encoder of that name.
+        No spot coordinates, no image, no column ``library_key``, or no encoder of that name.
     ValueError
-        Spots outside the image, coordinates that are repeated or not finite, an unknown or contradicted scale.
+        Spots outside the image; coordinates that are repeated, not finite, (row, column) or of several sections at
+        once; a scale that is unknown or contradicted by the array's pitch; a file that is no whole image; an
+        encoder that breaks its contract.
     OSError
-        The image file cannot be read.
+        The image file cannot be found or read.
 
     Examples
     --------
@@ -97,13 +100,14 @@ def extract_features(
     pictures: dict[str, dict[str, Any]] = {}
     scales: list[float] = []
     paths: list[str] = []
-    for library, rows in _slide.sections(adata, library_key).items():
-        xy = _slide.positions(adata, rows)
+    for library, place in _slide.places(adata, library_key).items():
         picture, path = _slide.find_image(adata, library, image, mpp)
-        check_scale(picture, xy)
-        um, pitch = _slide.scale(xy, picture, mpp, pitch_um)
-        features[rows] = encode(picture, xy, side_um / um, describe, batch_size=batch_size, progress=progress)
-        pictures[library] = _slide.small_picture(picture, pitch)
+        check_scale(picture, place.xy)
+        um = _slide.scale(place, picture, mpp, pitch_um)
+        features[place.rows] = encode(
+            picture, place.xy, side_um / um, describe, batch_size=batch_size, progress=progress
+        )
+        pictures[library] = _slide.small_picture(adata, library, picture, place.pitch)
         scales.append(um)
         paths.append(path)
     record = {

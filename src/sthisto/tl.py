@@ -1,12 +1,11 @@
 """Learn expression from tissue, predict it at the spots and on dense grids, and keep what was learnt."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from sthisto import _slide, encoders, grids
@@ -77,8 +76,11 @@ def fit(
     ------
     KeyError
         Unknown model, gene, layer or column; no coordinates or features.
+    TypeError
+        ``params`` that no file could keep.
     ValueError
-        Raw counts, NaN, negative or infinite values, repeated coordinates, unknown params, too few spots.
+        Raw counts, NaN, negative or infinite values, several sections without ``library_key``, unknown params, too
+        few spots.
 
     References
     ----------
@@ -96,34 +98,33 @@ def fit(
     True
     """
     _slide.check_key(key_added)
-    built, spec = _build(model, params), MODELS[model]
-    chosen = _slide.genes_to_model(adata, genes)
-    training = _slide.training_rows(adata, train_on)
+    settings = _slide.plain_params(params)
+    built, spec = _build(model, settings), MODELS[model]
+    features_key = features_key if "features" in spec.inputs else ""
+    chosen, training = _slide.genes_to_model(adata, genes), _slide.training_rows(adata, train_on)
     places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
     places = {name: place for name, place in places.items() if len(place.rows)}
     _refuse_few(places, model, spec.min_spots)
+    measured = [_slide.expression(adata, place.rows, chosen, layer) for place in places.values()]
     sections = [
-        Section(
-            name=name,
-            xy=place.xy / place.pitch,
-            features=_slide.features(adata, features_key, place.rows) if "features" in spec.inputs else None,
-            expression=_slide.expression(adata, place.rows, chosen, layer),
-        )
-        for name, place in places.items()
+        replace(_section(adata, place, features_key), expression=expression)
+        for place, expression in zip(places.values(), measured, strict=True)
     ]
     heldback = built.fit(sections, seed=random_state, device=device or "", progress=progress)
-    measured = np.concatenate([section.expression for section in sections if section.expression is not None])
-    spread = Spread.fit(measured, np.concatenate(heldback))
+    spread = Spread.fit(np.concatenate(measured), np.concatenate(heldback))
+    rows = np.concatenate([place.rows for place in places.values()])
     record = _slide.Fit(
         model=model,
-        params=dict(params or {}),
+        params=settings,
         genes=chosen,
         libraries=np.array(list(places), dtype=str),
         library_key=library_key or "",
-        features_key=features_key if "features" in spec.inputs else "",
+        features_key=features_key,
         layer=layer or "",
-        seed=random_state,
-        spots=np.asarray(adata.obs_names[np.concatenate([place.rows for place in places.values()])], dtype=str),
+        seed=int(random_state),
+        pitch=np.array([place.pitch for place in places.values()]),
+        spots=adata.obs_names[rows].to_numpy().astype(str),
+        xy=np.concatenate([place.xy for place in places.values()]),
         arrays={**built.state(), **spread.state()},
         history=built.history,
     )
@@ -146,7 +147,8 @@ def predict(
     Parameters
     ----------
     adata
-        Section with spot centres and features; fitted, unless ``reference`` is given.
+        Section with spot centres and features; fitted, unless ``reference`` is given. Sections of a fitted object
+        that had no training spots are predicted from their image, too.
     reference
         Fitted object, or what :func:`load` gave.
     key
@@ -170,7 +172,8 @@ def predict(
     KeyError
         Not fitted, or no features.
     ValueError
-        State that is damaged, newer, or of other genes; features of another length.
+        State that is damaged, newer, or of other genes or spots; features of another length; a section never fitted,
+        with a model that reads no image.
 
     Examples
     --------
@@ -184,18 +187,18 @@ def predict(
     """
     found = _slide.read_fit(adata if reference is None else reference, key)
     fitted, spread = _restore(found), Spread.restore(found.arrays)
-    own = reference is None
-    features_key = features_key or found.features_key
+    features_key = (features_key or found.features_key) if found.features_key else ""
+    if reference is None:
+        _slide.gene_columns(adata, found.genes)
+        places = _slide.fitted_places(adata, found)
+    else:
+        stained = _slide.places(adata, library_key)
+        places = {name: replace(place, known=_slide.UNSEEN) for name, place in stained.items()}
     mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
-    for name, place in _slide.places(adata, (found.library_key or None) if own else library_key).items():
-        points = Section(
-            name=name if own else UNSEEN,
-            xy=place.xy / place.pitch,
-            features=_slide.features(adata, features_key, place.rows) if found.features_key else None,
-        )
-        mean[place.rows] = fitted.predict(points)
+    for place in places.values():
+        mean[place.rows] = fitted.predict(_section(adata, place, features_key))
     np.maximum(mean, 0, out=mean)
-    if own:
+    if reference is None:
         _slide.write_prediction(adata, key, found.genes, mean, spread(mean))
         return None
     return _slide.new_slide(adata, found.genes, mean, spread(mean), adata.obs.copy(), adata.obsm["spatial"])
@@ -207,6 +210,7 @@ def upsample(
     *,
     image: Any = None,
     features: NDArray[np.float32] | None = None,
+    encoder: str | encoders.Encoder | None = None,
     max_distance: float | None = None,
     key: str = "sthisto",
     batch_size: int = 64,
@@ -214,6 +218,9 @@ def upsample(
     progress: bool = True,
 ) -> "AnnData":
     """Predict expression on a dense grid, as a new AnnData.
+
+    The points are described as the spots were, from the same picture at the same scale, so that the map runs through
+    what :func:`predict` gives at the spots.
 
     Parameters
     ----------
@@ -226,6 +233,9 @@ def upsample(
         Picture to take the points' features from; ``None`` takes the one that ``extract_features`` used.
     features
         Features (m, d) of the points where the user computed them elsewhere; no image is read then.
+    encoder
+        The encoder that ``extract_features`` used, where it is an object of one's own or has local weights; ``None``
+        loads it by its name.
     max_distance
         Points further than this from every spot are left out, full-resolution pixels. ``None``: for lattices, just far
         enough that the map has no gaps between neighbouring spots; given points are all kept.
@@ -250,9 +260,12 @@ def upsample(
     Raises
     ------
     KeyError
-        Not fitted, or no image to take features from.
+        Not fitted, no image to take features from, or an encoder that is not found by name.
+    FileNotFoundError
+        The image file is not where it was.
     ValueError
-        No lattice to refine, points outside the image, features of another length, or damaged state.
+        No lattice to refine, no point in reach, points outside the image, features of another length, state that is
+        damaged or of another object.
 
     References
     ----------
@@ -270,24 +283,25 @@ def upsample(
     """
     found = _slide.read_fit(adata, key)
     fitted, spread = _restore(found), Spread.restore(found.arrays)
-    places = _slide.places(adata, found.library_key or None)
-    if len(places) > 1 and not isinstance(grid, int):
+    places = _slide.fitted_places(adata, found)
+    if len(places) > 1 and not isinstance(grid, int | np.integer):
         raise ValueError(f"points lie in one section, but adata holds {len(places)} ({', '.join(places)}): pass one.")
     laid = {name: _lay(grid, place, max_distance) for name, place in places.items()}
-    looks = _looks(adata, found, laid, image, features, batch_size=batch_size, device=device, progress=progress)
+    looks: Iterable[NDArray[np.float32] | None] = [None] * len(laid)
+    if found.features_key and features is not None:
+        looks = _given(features, [len(points.xy) for points in laid.values()])
+    elif found.features_key:
+        looks = _looks(
+            adata, found, places, laid, image, encoder, batch_size=batch_size, device=device, progress=progress
+        )
     mean = np.concatenate(
         [
-            fitted.predict(Section(name=name, xy=points.xy / places[name].pitch, features=look))
-            for (name, points), look in zip(laid.items(), looks, strict=True)
+            fitted.predict(Section(name=place.known, xy=points.xy / place.pitch, features=look))
+            for place, points, look in zip(places.values(), laid.values(), looks, strict=True)
         ]
     )
     np.maximum(mean, 0, out=mean)
-    obs = pd.concat(
-        [
-            _slide.points_obs(adata, found, name, places[name], points.xy, points.site, points.spot_site)
-            for name, points in laid.items()
-        ]
-    )
+    obs = _slide.points_obs(adata, found, places, laid)
     xy = np.concatenate([points.xy for points in laid.values()])
     diameters = {name: points.pitch for name, points in laid.items()}
     return _slide.new_slide(adata, found.genes, mean, spread(mean), obs, xy, diameters)
@@ -349,7 +363,20 @@ def load(path: str | PathLike[str], adata: "AnnData | None" = None, *, key_added
         No such file.
     ValueError
         The file is damaged, no fit, or of a newer schema.
+
+    Examples
+    --------
+    >>> import sthisto, tempfile, pathlib
+    >>> adata = sthisto.datasets.synthetic()
+    >>> sthisto.tl.fit(adata, "idw", progress=False)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "fit.safetensors"
+    >>> sthisto.tl.save(adata, path)
+    >>> again = sthisto.datasets.synthetic()
+    >>> sthisto.tl.load(path, again)
+    >>> sthisto.tl.upsample(again, 2, progress=False).n_vars
+    60
     """
+    _slide.check_key(key_added)
     found = _slide.load_fit(path)
     if adata is not None:
         _slide.write_fit(adata, key_added, found)
@@ -359,20 +386,13 @@ def load(path: str | PathLike[str], adata: "AnnData | None" = None, *, key_added
     return empty
 
 
-UNSEEN = ""  # the name of a section that no fit has seen
+def _section(adata: "AnnData", place: _slide.Place, features_key: str) -> Section:
+    """One section's spots as models see them, without expression."""
+    look = _slide.features(adata, features_key, place.rows) if features_key else None
+    return Section(name=place.known, xy=place.xy / place.pitch, features=look)
 
 
-@dataclass(frozen=True)
-class _Laid:
-    """Points laid over one section."""
-
-    xy: NDArray[np.float64]  # (m, 2) full-resolution pixels
-    site: NDArray[np.int64] | None  # (m, 2) on the lattice, None for scattered points
-    spot_site: NDArray[np.int64] | None  # (n, 2) of the section's spots on the same lattice
-    pitch: float  # pixels between neighbouring points
-
-
-def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _Laid:
+def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _slide.Points:
     """Points of the grid in reach of the section's spots."""
     if isinstance(grid, int | np.integer):
         own = grids.Lattice.fit(place.xy)
@@ -386,10 +406,10 @@ def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_dista
     site = fine.cover(place.xy, reach if max_distance is None else max_distance)
     if not len(site):
         raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
-    return _Laid(fine.points(site), site, spot_site, fine.pitch)
+    return _slide.Points(fine.points(site), fine.pitch, site, spot_site)
 
 
-def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float | None) -> _Laid:
+def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float | None) -> _slide.Points:
     """Points as the user gave them."""
     if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
         raise ValueError(
@@ -398,36 +418,42 @@ def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float
         )
     if max_distance is not None:
         xy = xy[grids.within(xy, place.xy, max_distance)]
-    return _Laid(xy, None, None, grids.spacing(xy) if len(xy) > 1 else place.pitch)
+        if not len(xy):
+            raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
+    several = len(np.unique(xy, axis=0)) > 1
+    return _slide.Points(xy, grids.spacing(xy) if several else place.pitch)
 
 
-def _looks(
+def _given(features: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
+    """Features of the points as the user gave them, section by section."""
+    whole = _slide.finite_features(np.asarray(features, dtype=np.float32), sum(sizes), "features=")
+    return list(np.split(whole, np.cumsum(sizes)[:-1]))
+
+
+def _looks(  # noqa: PLR0917  private, called once
     adata: "AnnData",
     found: _slide.Fit,
-    laid: Mapping[str, _Laid],
+    places: Mapping[str, _slide.Place],
+    laid: Mapping[str, _slide.Points],
     image: Any,
-    features: NDArray[np.float32] | None,
+    encoder: str | encoders.Encoder | None,
     *,
     batch_size: int,
     device: str | None,
     progress: bool,
-) -> list[NDArray[np.float32] | None]:
-    """Features of the laid points, section by section; None each where the model reads none."""
-    sizes = [len(points.xy) for points in laid.values()]
-    if not found.features_key:
-        return [None] * len(sizes)
-    if features is not None:
-        whole = _slide.finite_features(np.asarray(features, dtype=np.float32), sum(sizes), "features=")
-        return list(np.split(whole, np.cumsum(sizes)[:-1]))
-    record = _slide.features_record(adata, found.features_key)
-    encoder = encoders.load(record.encoder, device=device)
-    looks: list[NDArray[np.float32] | None] = []
+) -> Iterator[NDArray[np.float32]]:
+    """Features of the laid points, section by section, made as those of the spots were."""
     for name, points in laid.items():
-        picture, _ = _slide.find_image(adata, name, record.image_of(name) if image is None else image)
-        check_scale(picture, points.xy)
-        side = record.patch_um / record.mpp_of(name)
-        looks.append(encode(picture, points.xy, side, encoder, batch_size=batch_size, progress=progress))
-    return looks
+        made = _slide.description(adata, found.features_key, name, alone=not found.library_key)
+        describe = encoders.load(made.encoder if encoder is None else encoder, device=device)
+        if image is None:
+            picture = _slide.recorded_image(adata, name, made.image)
+        else:
+            picture, _ = _slide.find_image(adata, name, image)
+        # A lattice may reach over the picture's border, the spots it was laid over may not.
+        check_scale(picture, points.xy if points.site is None else places[name].xy)
+        side = made.patch_um / made.mpp
+        yield encode(picture, points.xy, side, describe, batch_size=batch_size, progress=progress)
 
 
 def _build(model: str, params: Mapping[str, Any] | None) -> Model:

@@ -17,10 +17,22 @@ def encode(
     batch_size: int = 64,
     progress: bool = False,
 ) -> NDArray[np.float32]:
-    """Features (n, d) of square patches of ``side`` full-resolution pixels around the points."""
+    """Features (n, d) of square patches of ``side`` full-resolution pixels around the points.
+
+    Raises
+    ------
+    ValueError
+        The encoder gives features of another shape than it says; numpy would repeat a row or a column to fit.
+    """
     features = np.empty((len(xy), encoder.dim), dtype=np.float32)
     with tqdm(total=len(xy), desc=f"{encoder.name} features", unit="patch", disable=not progress) as bar:
         for rows, patches in patch_batches(image, xy, side, encoder.field, batch_size=batch_size):
-            features[rows] = encoder(patches)
+            described = np.asarray(encoder(patches))
+            if described.shape != (len(rows), encoder.dim):
+                raise ValueError(
+                    f"encoder {encoder.name!r} gave an array of shape {described.shape} for {len(rows)} patches; "
+                    f"expected ({len(rows)}, {encoder.dim})."
+                )
+            features[rows] = described
             bar.update(len(rows))
     return features
