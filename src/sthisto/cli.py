@@ -101,7 +101,8 @@ class _Job:
     def step(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        logger.info("%s: %.1f s", name, self.seconds[name])
 
     def asked(self, *options: str) -> list[str]:
         """Which of the options were given, as they are typed."""
