@@ -76,6 +76,12 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {
+    "attention": ModelSpec(
+        source="sthisto.models.attention:Attention",
+        inputs=frozenset({"features", "xy"}),
+        context="section",
+        reference="this package; beyond HisToSGE, arXiv 2407.20518",
+    ),
     "idw": ModelSpec(
         source="sthisto.models.idw:Idw",
         inputs=frozenset({"xy"}),

@@ -97,7 +97,7 @@ class Gp:
             "axes": axes,
             "loadings": loadings,
         }
-        return centring.expression(_forget(y, scores, loadings, held_back, centring.leverage()))
+        return centring.expression(forget(y, scores, loadings, held_back, centring.leverage()))
 
     def predict(self, points: Section) -> NDArray[np.float32]:
         """Expression (m, g) at the points; of a section that was not fitted, from the look alone.
@@ -128,8 +128,8 @@ class Gp:
     ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
         """Weigh the kernels; return spots' weights for each length, (lengths, n, f), and held-back scores (n, f)."""
         same = spots["section"][:, None] == spots["section"]
-        near = [same * _matern(cdist(spots["xy"], spots["xy"]) / length) for length in spots["lengths"]]
-        alike = [_gauss(cdist(spots["look"], spots["look"]) / length) for length in spots["feature_lengths"]]
+        near = [same * matern(cdist(spots["xy"], spots["xy"]) / length) for length in spots["lengths"]]
+        alike = [gauss(cdist(spots["look"], spots["look"]) / length) for length in spots["feature_lengths"]]
         kernels = list(product(range(len(near)), range(len(alike)), self.mixes))
         fits = [self._condition((1 - w) * near[a] + w * alike[b] + LEVEL * same, scores) for a, b, w in kernels]
         shares = softmax([evidence for evidence, _, _ in fits], axis=0)  # (kernels, f)
@@ -167,12 +167,12 @@ class Gp:
         unlike = cdist(look, state["look"])
         scores = np.tile(state["level"][section], (len(look), 1))
         for length, weights in zip(state["feature_lengths"], state["by_look"], strict=True):
-            scores += _gauss(unlike / length) @ weights
+            scores += gauss(unlike / length) @ weights
         if section >= 0:
             own = state["section"] == section
             away = cdist(xy, state["xy"][own])
             for length, weights in zip(state["lengths"], state["by_place"], strict=True):
-                scores += _matern(away / length) @ weights[own]
+                scores += matern(away / length) @ weights[own]
         return scores
 
 
@@ -183,7 +183,7 @@ def _factors(y: NDArray[np.float64], n_factors: int) -> tuple[NDArray[np.float64
     return u[:, :f] * np.sqrt(len(y)), s[:f, None] * vt[:f] / np.sqrt(len(y))
 
 
-def _forget(
+def forget(
     y: NDArray[np.float64],  # (n, g)
     scores: NDArray[np.float64],  # (n, f)
     loadings: NDArray[np.float64],  # (f, g)
@@ -202,12 +202,12 @@ def _forget(
     return forgotten
 
 
-def _matern(r: NDArray[np.float64]) -> NDArray[np.float64]:
+def matern(r: NDArray[np.float64]) -> NDArray[np.float64]:
     scaled = np.sqrt(3) * r
     correlation: NDArray[np.float64] = (1 + scaled) * np.exp(-scaled)
     return correlation
 
 
-def _gauss(r: NDArray[np.float64]) -> NDArray[np.float64]:
+def gauss(r: NDArray[np.float64]) -> NDArray[np.float64]:
     correlation: NDArray[np.float64] = np.exp(-0.5 * r**2)
     return correlation
