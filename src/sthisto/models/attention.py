@@ -10,16 +10,19 @@ position p (in spot pitches) reads each factor from the anchors j, measured spot
 
 The values u are not the measured z themselves but solved from them, so that neighbours who say the same do not count
 twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from everything the prediction goes back to the gene
-means. What a softmax with learned metrics gives instead was tried and is behind on every section (benchmarks/LABBOOK.md):
-a few hundred noisy spots do not carry thousands of weights.
+means. A softmax with learned metrics in their place was tried and is behind on every section (benchmarks/LABBOOK.md): a
+few hundred noisy spots do not carry thousands of weights.
 
 - Spots speak as loudly as they were measured: spot j has noise variance v_j, from a first smoothing, so a spot with few
   molecules counts less, in the factors and as context.
-- Nothing is set by a single best choice: heads are mixed over a small grid of (l, r, share of look, noise), each
-  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017). With K the mixed kernel, L the factor
-  of K over the anchors and Psi = D^-1/2 K L^-T, D = diag(v), one eigendecomposition Psi^T Psi = B diag(k) B^T serves all
-  factors and noises e: evidence |Psi Psi^T + e I|, values u = L^-T B (k + e)^-1 B^T Psi^T D^-1/2 z, and what each spot
-  would be without itself, by its leverage.
+- Nothing is set by a single best choice: heads are mixed over a small grid of (l, r, share of look, noise e), each
+  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017). With K (n, j) the mixed heads of all
+  spots over the anchors, L the Cholesky factor of its anchor rows, D = diag(v) and Psi = D^-1/2 K L^-T, a single
+  eigendecomposition Psi^T Psi = B diag(k) B^T serves all factors and noises:
+
+    u = L^-T B diag(1 / (k + e)) B^T Psi^T D^-1/2 z,    evidence: log det(Psi Psi^T + e I),
+
+  and what each spot would be without itself follows from its leverage.
 - Up to ``n_anchors`` spots all are anchors and the solution is exact; beyond, a random choice of them carries the map
   (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
 """
@@ -120,7 +123,7 @@ class Attention:
             "lengths": np.array(self.lengths),
             "feature_lengths": np.array(self.feature_lengths) * scale,
         }
-        values, held_back = self._mix(spots, chosen, z, variance, progress)
+        values, held_back = self._mix(spots, chosen, z, variance, progress=progress)
         self._state |= values
         return centring.expression(forget(y, z, loadings, held_back, centring.leverage()))
 
@@ -163,7 +166,7 @@ class Attention:
         return place, np.stack([gauss(unlike / length) for length in state["feature_lengths"]])
 
     def _mix(
-        self, spots: Spots, chosen: NDArray[np.intp], z: Floats, variance: Floats, progress: bool
+        self, spots: Spots, chosen: NDArray[np.intp], z: Floats, variance: Floats, *, progress: bool
     ) -> tuple[dict[str, Floats], Floats]:
         """Solve every mixture of heads and weigh it; give the values (h, j, f) and held-back factors (n, f)."""
         place, alike = self._heads(spots)
@@ -233,7 +236,7 @@ def _spot_variance(spots: Spots, y: Floats) -> Floats:
 
 
 def _factors(y: Floats, variance: Floats, n_factors: int) -> tuple[Floats, Floats]:
-    """Leading factors of y (n, g), spots weighted by their precision: scores (n, f) of unit variance, loadings (f, g)."""
+    """Factors of y (n, g), spots weighted by precision: scores (n, f) of unit variance and loadings (f, g)."""
     _, s, vt = np.linalg.svd(y / np.sqrt(variance)[:, None], full_matrices=False)
     f = max(1, min(n_factors, int((s > RANK * s[0]).sum())))
     scores = y @ vt[:f].T

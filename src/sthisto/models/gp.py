@@ -203,11 +203,13 @@ def forget(
 
 
 def matern(r: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matern 3/2 correlation at distances in units of its length."""
     scaled = np.sqrt(3) * r
     correlation: NDArray[np.float64] = (1 + scaled) * np.exp(-scaled)
     return correlation
 
 
 def gauss(r: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared-exponential correlation at distances in units of its length."""
     correlation: NDArray[np.float64] = np.exp(-0.5 * r**2)
     return correlation
