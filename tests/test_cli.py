@@ -297,7 +297,7 @@ def test_the_demo_scores_hidden_spots_only(tmp_path, capsys, monkeypatch):
         r = [pearsonr(true, guess)[0] for true, guess in pairs if np.ptp(true) > 0]
         assert summary["pearson"]["idw"][goal] == pytest.approx(np.mean(r), abs=1e-6)
     assert set(summary["pearson"]) == {"ridge", "idw"}
-    assert ad.read_h5ad(tmp_path / "new" / "demo" / "dense.h5ad").n_obs == summary["points"] > 12 * 50
+    assert ad.read_h5ad(tmp_path / "new" / "demo" / "dense.h5ad").n_obs == summary["points"] > 7 * 50
     assert (tmp_path / "new" / "demo" / "dense.png").stat().st_size > 10_000
     assert run("demo", "-o", tmp_path, "--quiet") == 0
     table = capsys.readouterr().out.splitlines()

@@ -190,7 +190,7 @@ def _demo(job: _Job) -> tuple[dict[str, Any], str]:
     with job.step("fit"):
         tl.fit(adata, MODEL, random_state=seed, device=job.args.device, progress=job.progress)
     with job.step("upsample"):
-        dense = tl.upsample(adata, 4, progress=job.progress)
+        dense = tl.upsample(adata, 3, progress=job.progress)
     _write(dense, folder / "dense.h5ad", job)
     _draw(adata, dense, DEMO_GENES, folder / "dense.png")
     paths = {"output": str(folder / "dense.h5ad"), "picture": str(folder / "dense.png")}
