@@ -1,6 +1,7 @@
 """Sections to test on, made once, and the promise that an error leaves the user's object as it was."""
 
 import os
+import warnings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -88,7 +89,9 @@ def data():
 
 def contents(adata):
     """Everything in an AnnData, copied."""
-    whole = adata.to_memory(copy=True) if adata.isbacked else adata.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique")
+        whole = adata.to_memory(copy=True) if adata.isbacked else adata.copy()
     slots = {name: dict(getattr(whole, name)) for name in ("obsm", "varm", "obsp", "layers", "uns")}
     return {"X": whole.X, "obs": whole.obs, "var": whole.var, "view": adata.is_view, **slots}
 

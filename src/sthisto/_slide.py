@@ -362,9 +362,8 @@ def recorded_image(adata: AnnData, library: str, path: str) -> Image:
 
 def scale(place: Place, image: Image | None, mpp: float | None, pitch_um: float | None) -> float:
     """Micrometres per full-resolution pixel; refuses a scale that the pitch contradicts."""
-    for name, value in (("mpp", mpp), ("pitch_um", pitch_um)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value:g}: a length in um is positive.")
+    if pitch_um is not None and not (np.isfinite(pitch_um) and pitch_um > 0):
+        raise ValueError(f"pitch_um={pitch_um:g}: a length in um is positive.")
     kind, pitch = place.kind, place.pitch
     expected = pitch_um if pitch_um is not None else PITCH_UM.get(kind)
     known = mpp if mpp is not None else (image.mpp if image else None)
@@ -415,8 +414,8 @@ def _best_image(adata: AnnData, images: Mapping[str, Any], library: str) -> str:
     for name in PICTURES:
         if name not in images:
             continue
-        picture = np.asarray(images[name])
-        if picture.min() < picture.max():
+        small, _ = open_image(np.asarray(images[name])).thumbnail(500)
+        if np.ptp(small, axis=(0, 1)).any():  # channel by channel: opaque black has two values
             return name
         warnings.warn(f"the {name!r} image of section {library!r} is blank and was passed over.", stacklevel=4)
     raise KeyError(
@@ -628,7 +627,7 @@ def _checked(fit: Fit, blob: bytes, record: Mapping[str, Any]) -> Fit:
 
 
 def _fit(record: Mapping[str, Any]) -> Fit:
-    """Types as they were, whatever the file made of them; without the arrays."""
+    """Take up everything but the arrays."""
     missing = sorted({"schema", *(entry.name for entry in fields(Fit))} - {"arrays"} - set(record))
     if "schema" in record and int(record["schema"]) > SCHEMA:
         raise ValueError(
@@ -636,21 +635,34 @@ def _fit(record: Mapping[str, Any]) -> Fit:
         )
     if missing:
         raise ValueError(f"the fitted model is damaged: {_listed(missing)} missing. Fit again.")
+    try:
+        return _typed(record)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"the fitted model is damaged: {error}. Fit again.") from error
+
+
+def _typed(record: Mapping[str, Any]) -> Fit:
+    """Types as they were, whatever the file made of them."""
     return Fit(
         model=str(record["model"]),
         params=json.loads(record["params"]),
-        genes=np.asarray(record["genes"], dtype=str),
-        libraries=np.asarray(record["libraries"], dtype=str),
+        genes=_texts(record["genes"]),
+        libraries=_texts(record["libraries"]),
         library_key=str(record["library_key"]),
         features_key=str(record["features_key"]),
         layer=str(record["layer"]),
         seed=int(record["seed"]),
         pitch=np.asarray(record["pitch"], dtype=np.float64),
-        spots=np.asarray(record["spots"], dtype=str),
+        spots=_texts(record["spots"]),
         xy=np.asarray(record["xy"], dtype=np.float64),
         arrays={},
         history={name: np.asarray(curve, dtype=np.float64) for name, curve in record["history"].items()},
     )
+
+
+def _texts(values: Iterable[object]) -> NDArray[np.str_]:
+    """Strings of a fixed width; zarr hands out numpy's new ones, which do not convert."""
+    return np.array([str(value) for value in values], dtype=str)
 
 
 def gene_columns(adata: AnnData, genes: NDArray[np.str_]) -> NDArray[np.intp]:
