@@ -15,6 +15,7 @@ FLOORS = (
     {"grids", "images", "metrics", "uncertainty"},
     {"encoders", "_training"},
     {"models", "_slide"},
+    {"evaluation"},
     {"pp", "tl", "pl", "datasets"},
     {"", "cli", "__main__"},  # "" is the package itself, whose version the command line tells
 )
