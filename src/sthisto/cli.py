@@ -150,7 +150,8 @@ def _upsample(job: _Job) -> tuple[dict[str, Any], str]:
     _check_output(args.output, ".h5ad")
     _check_output(args.picture, *PICTURES)
     adata = _read(job)
-    _slide.genes_to_model(adata, show or None)
+    if show:
+        _slide.genes_to_model(adata, show)  # a misspelt gene is told before the work
     fits = adata.uns.get("sthisto", {}).get("fit", {})
     anew = job.asked(*FIT_OPTIONS, *FEATURE_OPTIONS)
     if FIT in fits and not anew:
