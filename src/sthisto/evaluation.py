@@ -1,0 +1,436 @@
+"""Held-out accuracy: hide spots, fit on the rest, score what was hidden; and compare models by paired differences.
+
+Whatever is learnt or chosen (genes, factors, standardisation) comes from the training spots alone, because scores over
+spots that were learnt from reward a model for remembering: copying the training values alone reaches r = 0.7 there.
+Plain arrays and models; :func:`sthisto.tl.evaluate` is the same for AnnData.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse, stats
+
+from sthisto import metrics
+from sthisto.models import Model, Section
+
+__all__ = [
+    "ALL_SPOTS",
+    "CEILING",
+    "COPY",
+    "GENE_MEAN",
+    "Measured",
+    "Trial",
+    "choose_genes",
+    "compare",
+    "gene_means",
+    "score",
+]
+
+GENE_MEAN, CEILING, COPY = "gene mean", "ceiling", "training values"  # rows beside those of the models
+ALL_SPOTS = "_all_spots"  # ends the name of a score that counts training spots too
+CORRELATIONS = ("pearson", "spearman")
+LEAST_HIDDEN = 10  # spots of a section: a correlation over fewer is noise
+LEAST_SEEN = 0.1  # of the training spots, for a gene to be scored
+MANY_SPOTS = 1000  # sections above this tell of rare genes too
+SAMPLING_SECONDS = 0.002
+MEMORY = Path("/proc/self/statm")  # Linux: pages of this process
+
+Counts: TypeAlias = Any  # a SciPy CSR table (n, all genes), whose classes carry no types
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Sections with all that was measured, from which trials are cut."""
+
+    sections: Sequence[Section]  # without expression
+    expression: Sequence[Any]  # (n, g) of each section, dense or CSR, log-normalised
+    genes: NDArray[np.str_]  # (g,)
+    columns: NDArray[np.intp] | None = None  # the genes to score; None: chosen anew by the counts
+    counts: Sequence[Counts] | None = None  # (n, g) of each section
+
+    def hide(self, hidden: Sequence[Mask], *, n_genes: int, all_spots: bool = False) -> "Trial":
+        """Hide spots, and choose genes on the others where they are not given.
+
+        Parameters
+        ----------
+        hidden
+            (n,) mask of each section.
+        n_genes
+            Genes to choose.
+        all_spots
+            Score training spots, too, with genes chosen on all spots.
+
+        Raises
+        ------
+        ValueError
+            Neither genes nor counts to choose them by, or no gene is seen often enough.
+        """
+        columns = self.columns
+        if columns is None:
+            if self.counts is None:
+                raise ValueError("genes are chosen by counts: give columns= or counts=.")
+            parts = [counts[~mask | all_spots] for counts, mask in zip(self.counts, hidden, strict=True)]
+            labels = np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts])
+            columns = np.flatnonzero(choose_genes(sparse.vstack(parts, format="csr"), labels, n_genes))
+        cut = [whole[:, columns] for whole in self.expression]
+        values = [part.toarray() if sparse.issparse(part) else part for part in cut]
+        return Trial(
+            sections=[replace(section, expression=v) for section, v in zip(self.sections, values, strict=True)],
+            hidden=hidden,
+            genes=self.genes[columns].tolist(),
+            all_spots=all_spots,
+            counts=self.counts,
+            columns=columns,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One hiding of spots: models learn from what is left, and are scored on what is hidden.
+
+    Examples
+    --------
+    >>> from sthisto.models.idw import Idw
+    >>> rng = np.random.default_rng(0)
+    >>> xy = rng.uniform(0, 8, (60, 2))
+    >>> spots = Section(name="a", xy=xy, expression=np.sin(xy).astype(np.float32) + 1)
+    >>> trial = Trial(sections=[spots], hidden=[np.arange(60) % 2 == 0], genes=["sin x", "sin y"])
+    >>> table = trial.run("idw", Idw(), seed=0, device="cpu")
+    >>> bool(table.query("gene.isna() and metric == 'pearson'")["value"].item() > 0.5)
+    True
+    """
+
+    sections: Sequence[Section]  # whole, with the expression (n, g) of the genes
+    hidden: Sequence[Mask]  # (n,) of each section
+    genes: Sequence[str]  # (g,)
+    all_spots: bool = False  # score training spots, too
+    counts: Sequence[Counts] | None = None  # (n, all genes) of each section, for the ceiling
+    columns: NDArray[np.intp] | None = None  # (g,) of the genes in the counts
+
+    def run(self, name: str, model: Model, *, seed: int, device: str) -> pd.DataFrame:
+        """Fit a model and score it.
+
+        Negative predictions count as 0, as in :func:`sthisto.tl.predict`.
+
+        Parameters
+        ----------
+        name
+            Of the model, for the table.
+        model
+            Fresh model.
+        seed, device
+            Passed to its ``fit``.
+
+        Returns
+        -------
+        Columns ``model``, ``library``, ``gene`` (NaN: mean over genes), ``metric``, ``value``. Metrics beside the
+        scores, with ``library`` NaN as sections are fitted together: ``seconds`` of the fit, ``peak_memory_mb`` that
+        the process grew by at most while it ran. The latter is resident main memory, sampled every 2 ms (Python's own
+        accounting does not see torch's); memory left over from earlier fits is used again and not counted, a GPU's
+        is not seen, and where the system has no ``/proc`` it is NaN.
+        """
+        training = [_rows(section, ~hidden, with_expression=True) for section, hidden in self._pairs()]
+        start = time.perf_counter()
+        with _memory() as peak:
+            model.fit(training, seed=seed, device=device, progress=False)
+        cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": peak[0]}
+        predicted = [
+            np.maximum(model.predict(_rows(section, scored)), 0) for section, scored in self._pairs(self._scored())
+        ]
+        costs = pd.DataFrame({"model": name, "metric": list(cost), "value": list(cost.values())})
+        return pd.concat([self._table(name, predicted), costs], ignore_index=True)
+
+    def yardsticks(self, *, seed: int) -> pd.DataFrame:
+        """Score what models have to beat, and what they cannot reach.
+
+        ``"gene mean"`` is the mean over the training spots; it does not vary, so its correlation is counted as 0.
+        ``"ceiling"``, where there are counts, is the Pearson r that a perfect predictor of the true rates would reach
+        on the hidden spots (:func:`sthisto.metrics.noise_ceiling`). Where all spots are scored there is no ceiling but
+        ``"training values"``, which copies them.
+
+        Parameters
+        ----------
+        seed
+            Of the binomial thinning.
+
+        Returns
+        -------
+        As :meth:`run`, without costs.
+        """
+        tables = []
+        for name in (GENE_MEAN, *([COPY] if self.all_spots else [])):
+            whole = [_simple(_measured(section), hidden, copy=name == COPY) for section, hidden in self._pairs()]
+            tables.append(self._table(name, [w[rows] for w, rows in zip(whole, self._scored(), strict=True)]))
+        if self.counts is not None and self.columns is not None and not self.all_spots:
+            tables += [
+                self._ceiling(counts[hidden], section.name, seed)
+                for counts, (section, hidden) in zip(self.counts, self._pairs(), strict=True)
+            ]
+        return pd.concat(tables, ignore_index=True)
+
+    def _ceiling(self, counts: Counts, library: str, seed: int) -> pd.DataFrame:
+        def scale(part: Counts) -> Counts:
+            return metrics.lognorm(part)[:, self.columns]  # totals of the spots are over all genes
+
+        r = metrics.noise_ceiling(counts, seed=seed, transform=scale)
+        return _long(CEILING, library, self.genes, {"pearson": r})
+
+    def _pairs(self, masks: Sequence[Mask] | None = None) -> Iterator[tuple[Section, Mask]]:
+        return zip(self.sections, self.hidden if masks is None else masks, strict=True)
+
+    def _scored(self) -> list[Mask]:
+        return [hidden | self.all_spots for hidden in self.hidden]
+
+    def _table(self, name: str, predicted: Sequence[NDArray[np.float32]]) -> pd.DataFrame:
+        suffix, tables = ALL_SPOTS * self.all_spots, []
+        for (section, rows), values in zip(self._pairs(self._scored()), predicted, strict=True):
+            figures = score(_measured(section)[rows], values)
+            named = {f"{metric}{suffix}": figure for metric, figure in figures.items()}
+            tables.append(_long(name, section.name, self.genes, named))
+        return pd.concat(tables, ignore_index=True)
+
+
+def score(truth: NDArray[np.float32], predicted: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    """Score a prediction gene by gene.
+
+    Parameters
+    ----------
+    truth, predicted
+        (n, g), measured and predicted expression on one scale.
+
+    Returns
+    -------
+    ``pearson``, ``spearman``, ``mse``, ``mae``, each (g,). A gene that varies but is predicted not to has correlation
+    0: leaving it out would reward a model for giving up on genes. Only a gene that is constant in ``truth`` is NaN.
+
+    Examples
+    --------
+    >>> score(np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[1.0, 1.0], [1.0, 1.0]]))["pearson"]
+    array([ 0., nan])
+    """
+    varies = np.ptp(truth, axis=0) > 0
+    figures = {name: getattr(metrics, name)(truth, predicted) for name in (*CORRELATIONS, "mse", "mae")}
+    for name in CORRELATIONS:
+        figures[name] = np.where(varies & np.isfinite(predicted).all(axis=0), np.nan_to_num(figures[name]), np.nan)
+    return figures
+
+
+def choose_genes(
+    counts: Counts, sections: NDArray[np.generic], n_genes: int, *, least_seen: float = LEAST_SEEN
+) -> Mask:
+    """Choose genes worth modelling by the counts of the training spots alone.
+
+    Choosing on all spots would tell of the hidden ones: a gene that varies there would be in.
+
+    Parameters
+    ----------
+    counts
+        (n, all genes) CSR counts of the training spots.
+    sections
+        (n,) which section each spot belongs to; variances are ranked within sections.
+    n_genes
+        So many are chosen, or all where fewer are seen often enough.
+    least_seen
+        Share of the spots that a gene has to be seen in; in one spot at least. It is not asked for where the sections
+        have more than 1000 spots on average, since these tell of rare genes too.
+
+    Returns
+    -------
+    (all genes,) mask.
+
+    Raises
+    ------
+    ValueError
+        No gene is seen often enough.
+
+    References
+    ----------
+    Stuart et al. (2019), Cell, "Comprehensive integration of single-cell data": ``flavor="seurat_v3"`` of scanpy.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_matrix
+    >>> choose_genes(csr_matrix(np.eye(4) + [1, 0, 0, 0]), np.zeros(4), 2, least_seen=0.5)
+    array([ True, False, False, False])
+    """
+    seen = np.asarray((counts > 0).mean(axis=0)).ravel()
+    chosen: Mask = (seen > 0) & (seen >= least_seen)
+    if not chosen.any():
+        raise ValueError(
+            f"no gene is seen in {least_seen:.0%} of the {counts.shape[0]} training spots. Name some with genes=."
+        )
+    if chosen.sum() > n_genes:
+        import scanpy as sc  # noqa: PLC0415  importing sthisto must not load scanpy
+
+        part = sc.AnnData(counts[:, chosen], obs={"section": sections.astype(str)})
+        several = "section" if part.obs["section"].nunique() > 1 else None
+        ranked = sc.pp.highly_variable_genes(
+            part, flavor="seurat_v3", n_top_genes=n_genes, batch_key=several, inplace=False
+        )
+        chosen[chosen] = ranked["highly_variable"].to_numpy(dtype=bool)
+    return chosen
+
+
+def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float = 0.95) -> pd.DataFrame:
+    """Compare models by their paired differences, with intervals.
+
+    Splits and sections differ in difficulty by more than models do, but alike for all models: differences on the same
+    hidden spots show what means over different ones drown. The interval is Student's t interval for the mean of the
+    differences of gene-averaged scores, one difference for each repeat of each section. Repeats on one section share
+    spots, so with a single section it speaks of other splits of that section, not of other tissue.
+
+    Parameters
+    ----------
+    table
+        From :func:`sthisto.tl.evaluate`, or several of them joined, where ``library`` or a column that you add tells
+        sections apart.
+    metric
+        The score to compare by.
+    confidence
+        Of the interval.
+
+    Returns
+    -------
+    One row a split and pair of models: ``split``, ``model``, ``other``, ``difference`` (mean of model less other),
+    ``low``, ``high``, ``n`` (differences it is the mean of). With one difference the interval is NaN.
+
+    Raises
+    ------
+    KeyError
+        ``metric`` is not in the table.
+    ValueError
+        Confidence outside (0, 1), fewer than two models, or rows that nothing tells apart.
+
+    Examples
+    --------
+    >>> rows = [("a", r, 0.3 + r / 10) for r in range(3)] + [("b", r, 0.1 + r / 9) for r in range(3)]
+    >>> table = pd.DataFrame(rows, columns=["model", "repeat", "value"])
+    >>> table = table.assign(split="random", library="s", gene=np.nan, metric="pearson")
+    >>> compare(table).round(3)
+        split model other  difference    low   high  n
+    0  random     a     b       0.189  0.161  0.216  3
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, as 0.95.")
+    means = gene_means(table, metric)
+    means = means[means["model"] != CEILING]
+    units = [str(name) for name in means if name not in ("model", "gene", "genes", "metric", "value")]
+    if means.duplicated(["model", *units]).any():
+        raise ValueError(f"rows repeat each other in {', '.join(units)}: add a column that tells the sections apart.")
+    wide = means.pivot(index=units, columns="model", values="value")[means["model"].unique()]
+    if wide.shape[1] < 2:
+        raise ValueError(f"a comparison takes two models or more; the table has {', '.join(map(str, wide))}.")
+    rows = [
+        (split, model, other, *_interval((part[model] - part[other]).dropna().to_numpy(), confidence))
+        for split, part in ((split, wide.xs(split, level="split")) for split in means["split"].unique())
+        for model, other in combinations(wide, 2)
+    ]
+    return pd.DataFrame(rows, columns=["split", "model", "other", "difference", "low", "high", "n"])
+
+
+def gene_means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of a metric's means over genes.
+
+    Parameters
+    ----------
+    table
+        From :func:`sthisto.tl.evaluate`.
+    metric
+        One of its metrics.
+
+    Raises
+    ------
+    KeyError
+        ``metric`` is not in the table.
+    """
+    of_metric = table[table["metric"] == metric]
+    if of_metric.empty:
+        raise KeyError(f"no metric {metric!r} in the table (there are: {', '.join(table['metric'].unique())}).")
+    return of_metric[of_metric["gene"].isna()]
+
+
+def _interval(differences: NDArray[np.float64], confidence: float) -> tuple[float, float, float, int]:
+    mean, n = float(differences.mean()) if len(differences) else np.nan, len(differences)
+    if n < 2:
+        return mean, np.nan, np.nan, n
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half, n
+
+
+def _long(model: str, library: str, genes: Sequence[str], figures: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """One row a metric and gene, the mean over genes first; genes without a score do not count."""
+    scored = {name: figure[np.isfinite(figure)] for name, figure in figures.items()}
+    values = [[each.mean() if len(each) else np.nan, *figures[name]] for name, each in scored.items()]
+    return pd.DataFrame(
+        {
+            "model": model,
+            "library": library,
+            "gene": [np.nan, *genes] * len(values),
+            "metric": np.repeat(list(figures), 1 + len(genes)),
+            "value": np.concatenate(values),
+        }
+    )
+
+
+def _simple(expression: NDArray[np.float32], hidden: Mask, *, copy: bool) -> NDArray[np.float32]:
+    """(n, g) the training means, or the training values where there are any."""
+    predicted = np.tile(expression[~hidden].mean(axis=0), (len(expression), 1))
+    if copy:
+        predicted[~hidden] = expression[~hidden]
+    return predicted
+
+
+def _measured(section: Section) -> NDArray[np.float32]:
+    if section.expression is None:
+        raise ValueError(f"section {section.name!r} has no measured expression to score against.")
+    return section.expression
+
+
+def _rows(section: Section, mask: Mask, *, with_expression: bool = False) -> Section:
+    """Only some spots of a section; what is not to be learnt from is not handed on."""
+    kept, patches = np.flatnonzero(mask), section.patches
+    return replace(
+        section,
+        xy=section.xy[kept],
+        features=None if section.features is None else section.features[kept],
+        expression=_measured(section)[kept] if with_expression else None,
+        patches=None if patches is None else lambda wanted: patches(kept[wanted]),
+    )
+
+
+@contextmanager
+def _memory() -> Iterator[list[float]]:
+    """Give a list whose one entry will be the MB that the process grew by at most."""
+    peak = [np.nan]
+    if not MEMORY.exists():
+        yield peak
+        return
+    before, peak[0], done = _resident(), 0.0, Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            peak[0] = max(peak[0], _resident() - before)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+        peak[0] = max(peak[0], _resident() - before)
+
+
+def _resident() -> float:
+    return int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
