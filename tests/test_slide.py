@@ -68,7 +68,7 @@ def test_two_real_sections_on_one_plane_are_noticed(data, names, numbered):
     assert [len(place.rows) for place in found.values()] == [table.n_obs for table in tables]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     kind=st.sampled_from(["hexagonal", "square"]),
     degrees=st.floats(0, 90),
