@@ -1,0 +1,166 @@
+"""Attention over measured spots: the exact solution by hand, its shortcut, and what sections say to each other."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist, pdist
+
+from sthisto.models import Section
+from sthisto.models.attention import LOUDEST, Attention, _factors, _spot_variance
+from sthisto.models.gp import LEVEL, gauss, matern
+
+ONE = {"lengths": (3.0,), "feature_lengths": (1.0,), "looks": (0.4,), "noises": (0.5,)}
+
+
+def section(n: int = 80, seed: int = 0, name: str = "a", g: int = 8, noise: float = 0.3) -> Section:
+    """Genes that follow place and look."""
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(0, 9, (n, 2))
+    features = rng.normal(size=(n, 6))
+    truth = np.column_stack([np.sin(xy[:, 0] / 2), np.cos(xy[:, 1] / 3), features[:, :2]]) @ weights(g)
+    expression = 3 + truth + noise * rng.normal(size=(n, g))
+    return Section(name=name, xy=xy, features=features.astype(np.float32), expression=expression.astype(np.float32))
+
+
+def weights(g: int) -> NDArray[np.float64]:
+    return np.random.default_rng(99).normal(size=(4, g))
+
+
+def fit(*sections: Section, seed: int = 0, **params: object) -> tuple[Attention, list[NDArray[np.float32]]]:
+    model = Attention(**params)  # type: ignore[arg-type]
+    return model, model.fit(list(sections), seed=seed, device="cpu", progress=False)
+
+
+def bare(spots: Section) -> Section:
+    return Section(name=spots.name, xy=spots.xy, features=spots.features)
+
+
+def by_hand(spots: Section, points: Section, n_factors: int) -> NDArray[np.float64]:
+    """One mixture of heads and one noise: z* = k (K + noise diag(v))^-1 z, as in any textbook on kriging."""
+    y = spots.expression.astype(float) - spots.expression.mean(axis=0, dtype=float)
+    mean, std = spots.features.mean(axis=0, dtype=float), spots.features.std(axis=0, dtype=float)
+    standard, there = ((each.features - mean) / std for each in (spots, points))
+    scale = np.median(pdist(standard))
+    v = _spot_variance(spots.xy, np.zeros(len(spots), dtype=int), y)
+    z, loadings = _factors(y, v, n_factors)
+
+    def kernel(a_xy, a_look):
+        by_place = matern(cdist(a_xy, spots.xy) / 3.0)
+        return 0.6 * by_place + 0.4 * gauss(cdist(a_look, standard) / scale) + LEVEL
+
+    solved = np.linalg.solve(kernel(spots.xy, standard) + 0.5 * np.diag(v), z)
+    return spots.expression.mean(axis=0) + kernel(points.xy, there) @ solved @ loadings
+
+
+def test_one_mixture_is_kriging_by_hand() -> None:
+    spots, points = section(), bare(section(seed=5))
+    model, _ = fit(spots, n_factors=4, n_components=6, **ONE)
+    np.testing.assert_allclose(model.predict(points), by_hand(spots, points, 4), atol=2e-4)
+
+
+def test_held_back_factors_are_what_the_others_say_of_a_spot() -> None:
+    """Leave-one-out by leverage against leaving out for real; what is learnt of the factors is shared by both."""
+    spots = section(n=40, noise=0.5)
+    y = spots.expression.astype(float) - spots.expression.mean(axis=0, dtype=float)
+    v = _spot_variance(spots.xy, np.zeros(40, dtype=int), y)
+    z, loadings = _factors(y, v, 3)
+    _, held_back = fit(spots, n_factors=3, n_components=6, **ONE)
+    standard = (spots.features - spots.features.mean(axis=0)) / spots.features.std(axis=0)
+    k = 0.6 * matern(cdist(spots.xy, spots.xy) / 3) + 0.4 * gauss(
+        cdist(standard, standard) / np.median(pdist(standard))
+    )
+    k = k + LEVEL
+    left_out = np.empty_like(z)
+    for i in range(40):
+        rest = np.delete(np.arange(40), i)
+        left_out[i] = k[i, rest] @ np.linalg.solve(k[np.ix_(rest, rest)] + 0.5 * np.diag(v[rest]), z[rest])
+    along = held_back[0] - spots.expression.mean(axis=0)
+    found = along @ np.linalg.pinv(loadings)  # the part within the factors
+    outside = (y - z @ loadings) @ np.linalg.pinv(loadings)
+    np.testing.assert_allclose(outside, 0, atol=1e-6)
+    np.testing.assert_allclose(found, left_out, atol=5e-3)
+
+
+def test_fewer_anchors_come_near_the_exact_map() -> None:
+    spots, points = section(n=300), bare(section(n=100, seed=1))
+    exact, few = fit(spots)[0].predict(points), fit(spots, n_anchors=150)[0].predict(points)
+    assert not np.array_equal(exact, few)
+    assert np.corrcoef(exact.ravel(), few.ravel())[0, 1] > 0.98
+
+
+def test_follows_place_and_look() -> None:
+    spots, elsewhere = section(n=200), section(n=100, seed=3)
+    model, held_back = fit(spots)
+    found = model.predict(bare(elsewhere))
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(found.T, elsewhere.expression.T, strict=True)]
+    assert min(r) > 0.8
+    assert np.isfinite(held_back[0]).all()
+
+
+def test_far_from_everything_it_says_the_gene_means() -> None:
+    spots = section()
+    model, _ = fit(spots)
+    far = Section(name="a", xy=np.full((1, 2), 1e6), features=np.full((1, 6), 1e6, dtype=np.float32))
+    away = np.abs(model.predict(far)[0] - spots.expression.mean(axis=0))  # the clipped look is still a look
+    assert (away < 2 * spots.expression.std(axis=0)).all()
+
+
+def test_a_noisy_spot_is_known_for_one_and_counts_less() -> None:
+    spots = section(n=120)
+    noisy = spots.expression.copy()
+    noisy[7] += np.random.default_rng(1).normal(scale=6, size=noisy.shape[1]).astype(np.float32)
+    variance = _spot_variance(spots.xy, np.zeros(120, dtype=int), noisy - noisy.mean(axis=0).astype(float))
+    assert variance[7] == variance.max() == pytest.approx(LOUDEST)
+    assert np.median(variance) < 1.5
+
+
+def test_factors_reconstruct_and_are_scaled() -> None:
+    y = np.random.default_rng(0).normal(size=(30, 5))
+    scores, loadings = _factors(y, np.ones(30), 5)
+    np.testing.assert_allclose(scores @ loadings, y, atol=1e-10)
+    np.testing.assert_allclose((scores**2).mean(axis=0), 1)
+    assert _factors(np.zeros((10, 3)), np.ones(10), 2)[0].shape == (10, 1)
+
+
+def test_restored_from_its_state_it_says_the_same() -> None:
+    model, _ = fit(section(), section(seed=1, name="b"))
+    again = Attention()
+    again.restore({name: array.copy() for name, array in model.state().items()})
+    points = bare(section(seed=2, name="b"))
+    np.testing.assert_array_equal(again.predict(points), model.predict(points))
+
+
+def test_a_second_section_of_the_same_tissue_helps_and_a_contrary_one_is_left_apart() -> None:
+    few, whole = section(n=40, noise=1.5), section(n=300, seed=4, name="b", noise=1.5)
+    contrary = Section(
+        name="c", xy=whole.xy, features=whole.features, expression=np.ascontiguousarray(whole.expression[:, ::-1])
+    )
+    points, truth = bare(section(n=200, seed=9)), section(n=200, seed=9, noise=0).expression
+
+    def score(*sections: Section) -> float:
+        found = fit(*sections)[0].predict(points)
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(found.T, truth.T, strict=True)]))
+
+    alone = score(few)
+    assert score(few, whole) > alone + 0.05
+    assert score(few, contrary) > alone - 0.2  # .14 when it is listened to; what remains is the shared choice of heads
+
+
+def test_an_unseen_section_is_predicted_from_its_look() -> None:
+    model, _ = fit(section(n=200))
+    stained = section(n=100, seed=8, name="other")
+    found = model.predict(bare(stained))
+    moved = Section(name="other", xy=stained.xy + 100, features=stained.features)
+    np.testing.assert_array_equal(found, model.predict(moved))  # its place says nothing
+    visible = stained.features[:, :2] @ weights(8)[2:]
+    assert np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(found.T, visible.T, strict=True)]) > 0.6
+
+
+@pytest.mark.parametrize("part", ["features", "expression"])
+def test_what_is_missing_is_named(part: str) -> None:
+    whole = section()
+    lacking = Section(
+        **{**{name: getattr(whole, name) for name in ("name", "xy", "features", "expression")}, part: None}
+    )
+    with pytest.raises(ValueError, match=part if part == "expression" else "image features"):
+        fit(lacking)
