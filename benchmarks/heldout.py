@@ -124,7 +124,7 @@ def run(
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parser(__doc__).parse_args()
     tissue = cache(lambda name: Tissue.of(name, arguments.data))
     seconds = Table("Seconds to fit / to predict the hidden half, random split")
     for title, block in (("Half hidden at random", None), (f"Half hidden in blocks of {BLOCK:g} pitches", BLOCK)):
@@ -149,17 +149,15 @@ def main() -> None:
     seconds.print("{:.1f}".format)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real sections")
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Options that every comparison on the real sections takes."""
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=DATA, help="folder of the real sections")
     known = [name for name in ("idw", "ridge", "gp", "attention") if name in MODELS]
-    parser.add_argument("--models", nargs="+", default=known, choices=list(MODELS))
-    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
-    parser.add_argument("--seeds", type=int, default=2)
-    arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        parser.error(f"the real sections were looked for in {arguments.data}, which is no folder; name it with --data")
-    return arguments
+    options.add_argument("--models", nargs="+", default=known, choices=list(MODELS))
+    options.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
+    options.add_argument("--seeds", type=int, default=2)
+    return options
 
 
 if __name__ == "__main__":
