@@ -1,7 +1,7 @@
 """Learn expression from tissue, predict it at the spots and on dense grids, and keep what was learnt."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,17 @@ from tqdm.auto import tqdm
 
 from sthisto import _slide, encoders, evaluation, grids
 from sthisto.encoders._encode import encode
-from sthisto.images import check_scale
+from sthisto.images import Image, check_scale, sample_patches
 from sthisto.metrics import lognorm
-from sthisto.models import MODELS, Model, Section
+from sthisto.models import MODELS, Model, Patches, Section
+from sthisto.models._sections import pack_names, unpack_names
 from sthisto.uncertainty import Spread
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def fit(
+def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     adata: "AnnData",
     model: str = "attention",
     *,
@@ -31,6 +32,7 @@ def fit(
     genes: Iterable[str] | None = None,
     train_on: str | NDArray[np.bool_] | None = None,
     library_key: str | None = None,
+    image: Any = None,
     params: Mapping[str, Any] | None = None,
     random_state: int = 0,
     device: str | None = None,
@@ -59,6 +61,10 @@ def fit(
         Boolean column of ``obs``, or mask (n,): the spots that may be learnt from.
     library_key
         Column of ``obs`` that names the section of each spot, where there are several.
+    image
+        Picture for models that read pixels: a path, an array, ``"hires"`` or ``"lowres"`` of ``uns["spatial"]``, or
+        ``{library: picture}``. ``None`` takes the one that the features were taken from, else the sharpest in
+        ``uns["spatial"]``. A path is kept as it is given; an array has to be passed again to predict.
     params
         Settings of the model; every iterative one takes ``{"epochs": n}``.
     random_state
@@ -79,12 +85,12 @@ def fit(
     Raises
     ------
     KeyError
-        Unknown model, gene, layer or column; no coordinates or features.
+        Unknown model, gene, layer or column; no coordinates or features; no image for a model that reads pixels.
     TypeError
         ``params`` that no file could keep.
     ValueError
         Raw counts, NaN, negative or infinite values, several sections without ``library_key``, unknown params, too
-        few spots.
+        few spots; spots outside the image or an image of unknown scale.
 
     References
     ----------
@@ -104,15 +110,21 @@ def fit(
     _slide.check_key(key_added)
     settings = _slide.plain_params(params)
     built, spec = _build(model, settings), MODELS[model]
-    features_key = features_key if "features" in spec.inputs else ""
+    record_key, features_key = features_key, features_key if "features" in spec.inputs else ""
     chosen, training = _slide.genes_to_model(adata, genes), _slide.training_rows(adata, train_on)
     places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
     places = {name: place for name, place in places.items() if len(place.rows)}
     _refuse_few(places, model, spec.min_spots)
     measured = [_slide.expression(adata, place.rows, chosen, layer) for place in places.values()]
+    pixels = [
+        _Pixels.find(adata, name, place, image, record_key) if "patches" in spec.inputs else None
+        for name, place in places.items()
+    ]
     sections = [
-        replace(_section(adata, place, features_key), expression=expression)
-        for place, expression in zip(places.values(), measured, strict=True)
+        replace(
+            _section(adata, place, features_key, each.around(place.xy, built) if each else None), expression=expression
+        )
+        for place, expression, each in zip(places.values(), measured, pixels, strict=True)
     ]
     heldback = built.fit(sections, seed=random_state, device=device or "", progress=progress)
     spread = Spread.fit(np.concatenate(measured), np.concatenate(heldback))
@@ -129,7 +141,7 @@ def fit(
         pitch=np.array([place.pitch for place in places.values()]),
         spots=adata.obs_names[rows].to_numpy().astype(str),
         xy=np.concatenate([place.xy for place in places.values()]),
-        arrays={**built.state(), **spread.state()},
+        arrays={**built.state(), **spread.state(), **_Pixels.state(pixels)},
         history=built.history,
     )
     _slide.write_fit(adata, key_added, record)
@@ -142,6 +154,7 @@ def predict(
     key: str = "sthisto",
     library_key: str | None = None,
     features_key: str | None = None,
+    image: Any = None,
 ) -> "AnnData | None":
     """Predict expression at the section's own spots: measured ones denoised, hidden ones filled in.
 
@@ -161,6 +174,8 @@ def predict(
         Column of ``obs`` that names the sections of ``adata``, with ``reference``; else the fit knows.
     features_key
         Features in ``obsm``; ``None`` takes the name used in ``fit``.
+    image
+        Picture for models that read pixels, as in :func:`fit`; ``None`` takes the one used there.
 
     Returns
     -------
@@ -174,7 +189,9 @@ def predict(
     Raises
     ------
     KeyError
-        Not fitted, or no features.
+        Not fitted, no features, or no image for a model that reads pixels.
+    FileNotFoundError
+        The image file is not where it was.
     ValueError
         State that is damaged, newer, or of other genes or spots; features of another length; a section never fitted,
         with a model that reads no image.
@@ -191,7 +208,8 @@ def predict(
     """
     found = _slide.read_fit(adata if reference is None else reference, key)
     fitted, spread = _restore(found), Spread.restore(found.arrays)
-    features_key = (features_key or found.features_key) if found.features_key else ""
+    record_key = features_key or found.features_key or "X_histo"
+    features_key = record_key if found.features_key else ""
     if reference is None:
         _slide.gene_columns(adata, found.genes)
         places = _slide.fitted_places(adata, found)
@@ -199,8 +217,10 @@ def predict(
         stained = _slide.places(adata, library_key)
         places = {name: replace(place, known=_slide.UNSEEN) for name, place in stained.items()}
     mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
-    for place in places.values():
-        mean[place.rows] = fitted.predict(_section(adata, place, features_key))
+    for name, place in places.items():
+        pixels = _Pixels.again(adata, found, name, place, image, record_key)
+        patches = pixels.around(place.xy, fitted) if pixels else None
+        mean[place.rows] = fitted.predict(_section(adata, place, features_key, patches))
     np.maximum(mean, 0, out=mean)
     if reference is None:
         _slide.write_prediction(adata, key, found.genes, mean, spread(mean))
@@ -234,7 +254,8 @@ def upsample(
         An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
         :class:`sthisto.grids.Lattice`, or points (m, 2) in full-resolution pixels, x then y, in one section.
     image
-        Picture to take the points' features from; ``None`` takes the one that ``extract_features`` used.
+        Picture to take the points' features or pixels from; ``None`` takes the one that ``extract_features`` or
+        :func:`fit` used.
     features
         Features (m, d) of the points where the user computed them elsewhere; no image is read then.
     encoder
@@ -300,8 +321,8 @@ def upsample(
         )
     mean = np.concatenate(
         [
-            fitted.predict(Section(name=place.known, xy=points.xy / place.pitch, features=look))
-            for place, points, look in zip(places.values(), laid.values(), looks, strict=True)
+            fitted.predict(_points(adata, found, fitted, name, places[name], points, look, image))
+            for (name, points), look in zip(laid.items(), looks, strict=True)
         ]
     )
     np.maximum(mean, 0, out=mean)
@@ -390,10 +411,86 @@ def load(path: str | PathLike[str], adata: "AnnData | None" = None, *, key_added
     return empty
 
 
-def _section(adata: "AnnData", place: _slide.Place, features_key: str) -> Section:
+@dataclass(frozen=True)
+class _Pixels:
+    """Where models that read pixels find those of one section."""
+
+    picture: Image
+    mpp: float  # um per full-resolution pixel
+    path: str  # as it was given, "uns:hires", or "" for an array
+
+    @classmethod
+    def find(cls, adata: "AnnData", name: str, place: _slide.Place, image: Any, features_key: str) -> "_Pixels":
+        """Open a section's picture: the one given, else that of its features, else the sharpest in uns."""
+        try:
+            made = _slide.description(adata, features_key, name, alone=False)
+        except KeyError:  # no features, or from elsewhere
+            made = None
+        if image is None and made is not None and made.image:
+            picture, path = _slide.recorded_image(adata, name, made.image), made.image
+        elif image is None and made is not None:
+            raise KeyError(f"the picture of section {name!r} was an array, which is not kept: pass it again as image=.")
+        else:
+            picture, path = _slide.find_image(adata, name, image)
+        check_scale(picture, place.xy)
+        return cls(picture, _slide.scale(place, picture, None, None) if made is None else made.mpp, path)
+
+    @classmethod
+    def again(  # noqa: PLR0917  private
+        cls, adata: "AnnData", found: _slide.Fit, name: str, place: _slide.Place, image: Any, features_key: str
+    ) -> "_Pixels | None":
+        """Open the picture that a section was fitted on, or that of one that was not."""
+        if "patches" not in MODELS[found.model].inputs:
+            return None
+        known = list(found.libraries)
+        if place.known not in known:
+            whole = place if place.kind else _slide.places(adata, found.library_key or None)[name]
+            return cls.find(adata, name, whole, image, features_key)
+        path = unpack_names(found.arrays["picture_paths"])[known.index(place.known)]
+        mpp = float(found.arrays["picture_mpp"][known.index(place.known)])
+        if image is None and not path:
+            raise KeyError(f"the picture of section {name!r} was an array, which is not kept: pass it again as image=.")
+        if image is None:
+            picture = _slide.recorded_image(adata, name, path)
+        else:
+            picture, _ = _slide.find_image(adata, name, image)
+        check_scale(picture, place.xy)
+        return cls(picture, mpp, path)
+
+    @staticmethod
+    def state(pixels: "list[_Pixels | None]") -> dict[str, NDArray[np.generic]]:
+        """Paths and scales of the fitted sections; nothing for models that read no pixels."""
+        there = [each for each in pixels if each is not None]
+        paths, mpp = pack_names([each.path for each in there]), np.array([each.mpp for each in there])
+        return {"picture_paths": paths, "picture_mpp": mpp} if there else {}
+
+    def around(self, xy: NDArray[np.float64], model: Any) -> Patches:
+        """Patches of the model's size around rows of xy (n, 2)."""
+        return lambda rows: sample_patches(self.picture, xy[rows], model.patch_um / self.mpp, model.field)
+
+
+def _section(adata: "AnnData", place: _slide.Place, features_key: str, patches: Patches | None = None) -> Section:
     """One section's spots as models see them, without expression."""
     look = _slide.features(adata, features_key, place.rows) if features_key else None
-    return Section(name=place.known, xy=place.xy / place.pitch, features=look)
+    return Section(name=place.known, xy=place.xy / place.pitch, features=look, patches=patches)
+
+
+def _points(  # noqa: PLR0917  private, called once
+    adata: "AnnData",
+    found: _slide.Fit,
+    fitted: Model,
+    name: str,
+    place: _slide.Place,
+    points: _slide.Points,
+    look: NDArray[np.float32] | None,
+    image: Any,
+) -> Section:
+    """Points laid over one section as models see them."""
+    pixels = _Pixels.again(adata, found, name, place, image, found.features_key or "X_histo")
+    if pixels and points.site is None:  # a lattice may reach over the picture's border
+        check_scale(pixels.picture, points.xy)
+    patches = pixels.around(points.xy, fitted) if pixels else None
+    return Section(name=place.known, xy=points.xy / place.pitch, features=look, patches=patches)
 
 
 def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _slide.Points:

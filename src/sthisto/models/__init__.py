@@ -67,6 +67,7 @@ class ModelSpec:
     reference: str
     iterative: bool = False  # takes params={"epochs": n}
     min_spots: int = 20  # below this, fit refuses
+    memorises: bool = False  # can repeat twenty spots that it learns from; the others smooth on purpose
 
     def load(self) -> type[Model]:
         """Import and return the model's class."""
@@ -99,5 +100,37 @@ MODELS: dict[str, ModelSpec] = {
         inputs=frozenset({"features", "xy"}),
         context="section",
         reference="Rasmussen and Williams 2006, Gaussian Processes for Machine Learning",
+    ),
+    "stnet": ModelSpec(
+        source="sthisto.models.stnet:StNet",
+        inputs=frozenset({"patches"}),
+        context="spot",
+        reference="He et al. 2020, doi:10.1038/s41551-020-0578-x",
+        iterative=True,
+        memorises=True,
+    ),
+    "deepspace": ModelSpec(
+        source="sthisto.models.deepspace:DeepSpace",
+        inputs=frozenset({"patches"}),
+        context="spot",
+        reference="Monjo et al. 2022, doi:10.1038/s41598-022-07685-4",
+        iterative=True,
+        memorises=True,
+    ),
+    "histogene": ModelSpec(
+        source="sthisto.models.histogene:HisToGene",
+        inputs=frozenset({"patches", "xy"}),
+        context="section",
+        reference="Pang et al. 2021, doi:10.1101/2021.11.28.470212",
+        iterative=True,
+        memorises=True,
+    ),
+    "thitogene": ModelSpec(
+        source="sthisto.models.thitogene:THItoGene",
+        inputs=frozenset({"patches", "xy"}),
+        context="section",
+        reference="Jia et al. 2024, doi:10.1093/bib/bbad464",
+        iterative=True,
+        memorises=True,
     ),
 }
