@@ -85,7 +85,7 @@ def test_features_are_those_of_the_function(path, section, tmp_path, capsys):
 
 def test_a_fit_is_that_of_the_function_in_both_files(described, tmp_path, capsys):
     out, alone = tmp_path / "out.h5ad", tmp_path / "fit.safetensors"
-    options = ["--model", "ridge", "--genes", "fine_01,region_00", "--params", "n_components=5"]
+    options = ["--model", "ridge", "--genes", "fine_01,region_00", "--params", "n_components=5", "--seed", 7]
     summary = told(capsys, "fit", described, "-o", out, "--save", alone, *options)
     assert summary["output"] == [str(out), str(alone)]
     assert summary["genes"] == 2
@@ -95,6 +95,7 @@ def test_a_fit_is_that_of_the_function_in_both_files(described, tmp_path, capsys
     sthisto.tl.fit(expected, "ridge", genes=genes, params=params, progress=False)
     sthisto.tl.predict(expected)
     made = ad.read_h5ad(out)
+    assert made.uns["sthisto"]["fit"]["sthisto"]["seed"] == 7
     sthisto.tl.predict(made)
     assert_array_equal(made.layers["sthisto"], expected.layers["sthisto"])
     sthisto.tl.load(alone, adata := ad.read_h5ad(described))
@@ -441,6 +442,18 @@ def test_warnings_are_single_lines_in_the_words_of_the_command(tmp_path, capsys)
     assert out == f"{tmp_path / 'o.h5ad'}: 50 spots x 102 features\n"
     assert run(*arguments, "--pitch-um", 100) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_warnings_for_developers_are_not_shown(path, tmp_path, monkeypatch, capsys):
+    def warn(*args, **kwargs):
+        warnings.warn("soon gone", FutureWarning, stacklevel=1)
+        warnings.warn("spots are few\n  in layer= 'x'.", UserWarning, stacklevel=1)
+        raise KeyError("stop here")
+
+    monkeypatch.setattr(cli.tl, "fit", warn)
+    assert run("fit", path, "-o", tmp_path / "out.h5ad", "--model", "idw", "--quiet") == 2
+    expected = "sthisto: warning: spots are few in --layer 'x'.\nsthisto: error: stop here\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_logging_and_warnings_are_left_as_they_were(path, tmp_path):
