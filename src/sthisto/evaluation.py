@@ -332,9 +332,9 @@ def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float =
     if wide.shape[1] < 2:
         raise ValueError(f"a comparison takes two models or more; the table has {', '.join(map(str, wide))}.")
     rows = [
-        (split, model, other, *_interval((part[model] - part[other]).dropna().to_numpy(), confidence))
+        (split, model, other, *_interval(part[model].sub(part[other]).dropna().to_numpy(), confidence))
         for split, part in ((split, wide.xs(split, level="split")) for split in means["split"].unique())
-        for model, other in combinations(wide, 2)
+        for model, other in combinations(map(str, wide), 2)
     ]
     return pd.DataFrame(rows, columns=["split", "model", "other", "difference", "low", "high", "n"])
 
