@@ -141,6 +141,22 @@ def test_no_features_for_a_model_that_reads_none(path, tmp_path, capsys):
     assert ad.read_h5ad(tmp_path / "dense.h5ad").n_vars == 20
 
 
+def test_models_that_read_pixels_get_the_picture_and_its_scale(path, tmp_path, section, monkeypatch, capsys):
+    Image.fromarray(section.uns["spatial"]["synthetic_0"]["images"]["hires"]).save(tmp_path / "p.png")
+    given = {}
+
+    def fit(adata, model, **options):
+        given.update(options, made=adata.uns.get("sthisto", {}).get("features"))
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(cli.tl, "fit", fit)
+    arguments = ["fit", path, "-o", tmp_path / "o.h5ad", "--model", "stnet", "--image", tmp_path / "p.png"]
+    assert run(*arguments) == 2
+    assert (given["image"], given["made"]) == (str(tmp_path / "p.png"), None)
+    assert run(*arguments, "--mpp", 2.1) == 2
+    assert given["made"]["X_histo"]["mpp"] == pytest.approx([2.1])
+
+
 # --- reuse -----------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +185,7 @@ def test_counts_are_normalised_as_scanpy_does(tmp_path, capsys):
     seen = np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 6.4
     assert 1000 < seen.sum() < 1500
     assert "raw counts" in error
-    assert f"1000 genes chosen, by variance (seurat_v3) among {seen.sum()} seen in 10% of the spots" in error
+    assert "1000 of 1500 genes chosen: seen in 10% of the spots, then by variance" in error
 
     expected = adata.copy()
     sc.pp.normalize_total(expected, target_sum=1e4)

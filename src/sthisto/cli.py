@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from scipy import sparse
 
-from sthisto import __version__, _slide, datasets, grids, metrics, pl, pp, tl
+from sthisto import __version__, _slide, datasets, evaluation, grids, metrics, pl, pp, tl
 from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
 
@@ -33,8 +33,6 @@ logger = logging.getLogger("sthisto")
 
 MODEL, FEATURES, FIT = "attention", "X_histo", "sthisto"
 N_GENES = 1000
-LEAST_SEEN = 0.1  # of the spots, for a gene to be modelled
-MANY_SPOTS = 1000  # a section above this tells of rare genes too
 PICTURES = (".jpg", ".pdf", ".png", ".svg")
 KINDS: dict[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list}  # of JSON, for a default
 FEATURE_OPTIONS = ("encoder", "weights", "patch_um", "mpp", "pitch_um")
@@ -301,26 +299,19 @@ def _values(matrix: Any) -> Any:
     return matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
 
 
-def _choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def _choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> evaluation.Mask:
     """Mask (g,) of the genes worth modelling: seen often enough, then the most variable."""
     libraries = _slide.sections(adata, library_key)
-    seen = np.asarray((counts > 0).mean(axis=0)).ravel()
-    least = 0.0 if adata.n_obs > MANY_SPOTS * len(libraries) else LEAST_SEEN
-    chosen: np.ndarray[Any, np.dtype[np.bool_]] = seen >= least
-    if not chosen.any():
-        raise ValueError(f"no gene of {adata.n_vars} is seen in {LEAST_SEEN:.0%} of the spots. Name some with --genes.")
-    enough = int(chosen.sum())
-    if enough > N_GENES:
-        import scanpy as sc
-        from anndata import AnnData
-
-        part = AnnData(sparse.csr_matrix(counts)[:, chosen], obs=adata.obs)
-        table = sc.pp.highly_variable_genes(
-            part, flavor="seurat_v3", n_top_genes=N_GENES, batch_key=library_key, inplace=False
-        )
-        chosen[chosen] = table["highly_variable"].to_numpy(dtype=bool)
-    often = f" seen in {least:.0%} of the spots" if least else ""
-    logger.info("%d genes chosen, by variance (seurat_v3) among %d%s", chosen.sum(), enough, often)
+    least = 0.0 if adata.n_obs > evaluation.MANY_SPOTS * len(libraries) else evaluation.LEAST_SEEN
+    labels = np.zeros(adata.n_obs) if library_key is None else adata.obs[library_key].to_numpy()
+    chosen = evaluation.choose_genes(sparse.csr_matrix(counts), labels, N_GENES, least_seen=least)
+    logger.info(
+        "%d of %d genes chosen: seen in %s, then by variance (seurat_v3) where over %d",
+        chosen.sum(),
+        adata.n_vars,
+        f"{least:.0%} of the spots" if least else "any spot",
+        N_GENES,
+    )
     return chosen
 
 
@@ -346,7 +337,9 @@ def _learn(adata: "AnnData", job: _Job, genes: list[str] | None) -> None:
     """Fit, after the features where the model reads them and they are not there."""
     args, model = job.args, job.args.model or MODEL
     params = _params(model, args.params or [])
-    if "features" in MODELS[model].inputs:
+    reads = MODELS[model].inputs
+    # the record of the features tells the scale to models that read pixels
+    if "features" in reads or ("patches" in reads and job.asked("mpp", "pitch_um")):
         if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
             job.reuse(f"obsm[{FEATURES!r}] of {args.section}")
         else:
@@ -359,6 +352,7 @@ def _learn(adata: "AnnData", job: _Job, genes: list[str] | None) -> None:
             layer=None if args.layer == "X" else args.layer,
             genes=genes,
             library_key=args.library_key,
+            image=_image(args.image),
             params=params,
             random_state=args.seed or 0,
             device=args.device,
@@ -498,7 +492,7 @@ def _one_line(error: BaseException) -> str:
 
 def _as_typed(text: str) -> str:
     """One line, with the options of the functions named as they are typed here."""
-    names = "device|image|layer|library_key|mpp|patch_um|pitch_um|weights"
+    names = "device|genes|image|layer|library_key|mpp|patch_um|pitch_um|weights"
     text = re.sub(rf"\b({names})=(?=[\s.,;:)]|$)", lambda found: f"--{found[1].replace('_', '-')}", text)
     return " ".join(text.split())
 
