@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import map_coordinates
 from skimage.data import immunohistochemistry
+from skimage.measure import block_reduce
 from skimage.transform import resize
 
 from sthisto.images import Image, _image, _patches, check_scale, open_image, patch_batches, sample_patches
@@ -220,36 +221,75 @@ def test_a_patch_on_whole_pixels_is_the_slice_white_beyond_the_border(side, data
     np.testing.assert_array_equal(patch, framed[80 + y : 80 + y + side, 80 + x : 80 + x + side])
 
 
-@given(st.floats(-9, WIDTH), st.floats(-9, HEIGHT), st.integers(2, 30), st.integers(1, 3))
+sixteenths = st.integers(-200, 16 * HEIGHT).map(lambda k: k / 16)  # places on, half-way between and off whole pixels
+
+
+def moved(centre: float, side: float, grain: float) -> float:
+    """Where the square around a point begins: on the nearest multiple of the grain."""
+    return grain * np.floor((centre - side / 2) / grain + 0.5 + 1e-6)
+
+
+@given(sixteenths, sixteenths, st.integers(2, 30), st.integers(1, 3))
 @few
-def test_growing_or_shifting_is_bilinear(x, y, side, growth):
+def test_growing_is_bilinear(x, y, side, growth):
     grey = noise(HEIGHT, WIDTH)
     patch = sample_patches(open_image(grey), [[x, y]], side, side * growth)[0, ..., 0]
-    steps = (np.arange(side * growth) + 0.5) / growth - side / 2 - 0.5  # the centre of pixel i is i + 0.5
+    steps = (np.arange(side * growth) + 0.5) / growth - 0.5  # the centre of pixel i is i + 0.5
     framed = np.pad(grey, 60, constant_values=255).astype(float)
-    at = np.meshgrid(60 + y + steps, 60 + x + steps, indexing="ij")
+    at = np.meshgrid(*(60 + moved(centre, side, 1 / growth) + steps for centre in (y, x)), indexing="ij")
     np.testing.assert_allclose(patch, map_coordinates(framed, at, order=1), atol=1.01)
 
 
+@given(sixteenths, sixteenths, st.floats(1, 120), st.integers(1, 40))
+@few
+def test_a_point_anywhere_moves_by_half_a_pixel_of_the_patch_at_most(x, y, side, field):
+    """A ramp shows where the patch was cut, to the depth of its 8 bits."""
+    ramp = np.add.outer(np.zeros(600), np.arange(600) // 4).astype(np.uint8)
+    image = open_image([np.repeat(ramp[..., None], 3, axis=2)])
+    patch = sample_patches(image, [[200 + x, 200 + y]], side, field)[0, ..., 0]
+    centres = 200 + x + ((np.arange(field) + 0.5) / field - 0.5) * side
+    shown = 4 * patch.mean(axis=0) + 2
+    assert np.abs(shown - centres).max() <= side / field / 2 + 4
+
+
+@pytest.mark.parametrize("side", [12, 24, 48, 96])
+def test_where_a_point_lies_in_its_pixel_does_not_show(side):
+    """At the patch's own scale a filter blurs between pixels and not on them, which features would notice."""
+    image = open_image(noise(HEIGHT, WIDTH))
+    offsets = np.stack(np.meshgrid(*[np.arange(8) / 8] * 2), axis=-1).reshape(-1, 2)
+    sharpness = sample_patches(image, 60 + offsets, side, 12)[..., 0].std(axis=(1, 2))
+    assert len(np.unique(sharpness)) <= 4  # those of the next pixel
+    whole = sample_patches(image, [[60, 60], [60.5, 60]], side, 24)[..., 0].std(axis=(1, 2))
+    assert whole.max() < 1.25 * whole.min()
+
+
 def triangle(start: float, side: float, field: int, length: int) -> np.ndarray:
-    """(field, length) weights by which pixels at 0.5, 1.5, ... make a smaller row: linear, as wide as the reduction."""
+    """(field, length) weights by which pixels at 0.5, 1.5, ... make another row: linear, as wide as the reduction."""
     step = side / field
     centres = start + (np.arange(field) + 0.5) * step
-    weights = np.clip(1 - np.abs(np.arange(length) + 0.5 - centres[:, None]) / step, 0, None)
+    weights = np.clip(1 - np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(step, 1), 0, None)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@given(st.floats(-9, WIDTH), st.floats(-9, HEIGHT), st.floats(20, 79), st.integers(1, 20))
+@given(sixteenths, sixteenths, st.floats(20, 79), st.integers(1, 20))
 @few
 def test_shrinking_is_antialiased(x, y, side, field):
-    grey = noise(HEIGHT, WIDTH)
+    """First blocks from the picture's corner are averaged, then the triangle does the rest."""
+    grey, frame = noise(HEIGHT, WIDTH), 192
+    reduction = 2 ** int(np.log2(side / field)) if side > field else 1
     patch = sample_patches(open_image(grey), [[x, y]], side, field)[0, ..., 0]
-    framed = np.pad(grey, 150, constant_values=255)
+    ends = [(frame, frame + -length % 64) for length in grey.shape]
+    framed = np.pad(grey, ends, constant_values=255).astype(float)
+    framed = np.pad(framed, ((0, frame), (0, frame)), constant_values=255)
+    reduced = np.rint(block_reduce(framed, (reduction, reduction), np.mean))
+    grain = min(1.0, side / field / reduction)
     down, across = (
-        triangle(150 + centre - side / 2, side, field, length)
-        for centre, length in zip((y, x), framed.shape, strict=True)
+        triangle(
+            frame / reduction + moved(centre / reduction, side / reduction, grain), side / reduction, field, length
+        )
+        for centre, length in zip((y, x), reduced.shape, strict=True)
     )
-    np.testing.assert_allclose(patch, down @ framed @ across.T, atol=1.5)
+    np.testing.assert_allclose(patch, down @ reduced @ across.T, atol=1.5)
 
 
 def test_a_photograph_shrinks_as_scikit_image_has_it():
@@ -258,13 +298,14 @@ def test_a_photograph_shrinks_as_scikit_image_has_it():
     patch = sample_patches(open_image(picture), [[256, 256]], 512, 128)[0].astype(float)
     expected = resize(picture, (128, 128), order=1, anti_aliasing=True, preserve_range=True)
     inner = np.s_[2:-2, 2:-2]
-    assert np.abs(patch - expected)[inner].mean() < 2
+    assert np.abs(patch - expected)[inner].mean() < 2.2
     assert np.abs(np.roll(patch, 1, axis=1) - expected)[inner].mean() > 8
 
 
-@given(st.integers(-10, 100), st.integers(-10, 100), st.integers(4, 60), st.integers(1, 20))
+@given(sixteenths, sixteenths, st.integers(1, 20), st.sampled_from([1 / 3, 0.5, 1, 2, 4]))
 @few
-def test_patches_fit_together_without_a_seam(x, y, half, field):
+def test_patches_fit_together_without_a_seam(x, y, field, step):
+    half = field * step  # in whole pixels of the patch or of the picture, to which patches move
     image = open_image(noise(HEIGHT, WIDTH, 3))
     whole = sample_patches(image, [[x, y]], 2 * half, 2 * field)[0]
     quarters = sample_patches(
@@ -380,13 +421,16 @@ def test_memory_holds_a_band_and_not_the_picture():
 
 
 def test_large_squares_are_not_all_held_at_once():
-    image = open_image(noise(1000, 1000))
-    with mock.patch.object(_patches, "_IN_FLIGHT", 2**23):
-        tracemalloc.start()
-        sample_patches(image, np.full((24, 2), 500.0), 1000, 4)  # 24 x 3 MB
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 30e6
+    read, resample = _patches._picture, _patches.resized
+    held: list[int] = []
+    with (
+        mock.patch.object(_patches, "_IN_FLIGHT", 2**23),
+        mock.patch.object(_patches, "_picture", lambda *how: (read(*how), held.append(1))[0]),
+        mock.patch.object(_patches, "resized", lambda *how: (resample(*how), held.append(-1))[0]),
+    ):
+        sample_patches(open_image(noise(1000, 1000)), np.full((24, 2), 500.0), 1000, 600)  # 24 x 4 MB
+    assert len(held) == 48
+    assert np.cumsum(held).max() == 2
 
 
 def test_no_points_give_no_patches():

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 LEAST_BLOCK = 512  # pixels; strips and tiles below are read several at a time, as each costs a call
 
@@ -109,6 +112,8 @@ class Image:
         >>> picture.shape, scale
         ((30, 20, 3), 0.1)
         """
+        from PIL import Image as Pillow  # noqa: PLC0415
+
         if max_side < 1:
             raise ValueError(f"max_side is the longer side of a picture in pixels, at least 1; found {max_side}.")
         longest = max(level_size(self.levels[0]))
@@ -118,8 +123,11 @@ class Image:
         # Rows first shrink in width, band by band, then columns in height: what Pillow does inside, hence to the bit.
         narrow = np.empty((level_size(self.levels[level])[0], width, 3), np.uint8)
         for y, band in self._bands(level):
-            narrow[y : y + len(band)] = resized(band, len(band), width)
-        stripes = [resized(narrow[:, x : x + 64], height, min(64, width - x)) for x in range(0, width, 64)]
+            narrow[y : y + len(band)] = resized(Pillow.fromarray(band), len(band), width)
+        stripes = [
+            resized(Pillow.fromarray(np.ascontiguousarray(narrow[:, x : x + 64])), height, min(64, width - x))
+            for x in range(0, width, 64)
+        ]
         return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
 
     def _stored(self, level: int, *box: int) -> NDArray[Any]:
@@ -177,15 +185,14 @@ def _grouped(chunks: int | tuple[int, ...], side: int) -> NDArray[np.intp]:
 
 
 def resized(
-    pixels: NDArray[np.uint8], height: int, width: int, box: tuple[float, float, float, float] | None = None
+    picture: "Picture", height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> NDArray[np.uint8]:
-    """Resample (h, w, 3) by a triangle filter: antialiased where it shrinks, bilinear where it grows.
+    """Resample to (h, w, 3) by a triangle filter: antialiased where it shrinks, bilinear where it grows.
 
     ``box`` is (left, top, right, bottom) in pixels of the input and may cut through them; ``None`` is all of it.
     """
     from PIL import Image as Pillow  # noqa: PLC0415
 
-    picture = Pillow.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(picture.resize((width, height), Pillow.Resampling.BILINEAR, box))
 
 

@@ -5,13 +5,18 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sthisto.images._image import Image, block_edges, resized
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 Batch = tuple[NDArray[np.intp], NDArray[np.uint8]]  # rows (b,), patches (b, field, field, 3)
+Square = tuple[int, "Picture"]  # row, the pixels around its patch
 _IN_FLIGHT = 2**26  # bytes of cut squares that wait to be resampled: large squares go a few at a time
 
 
@@ -19,9 +24,13 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
     """Cut a square patch at every point, all of one size in the tissue and one size in pixels.
 
     Encoders want a fixed field of pixels at a fixed scale, points lie anywhere, and pictures come at any resolution:
-    each patch is centred on its point to a fraction of a pixel, taken from the coarsest level that still has the
-    detail, and resampled by a triangle filter: antialiased where it shrinks, bilinear where it grows. A patch changes
-    continuously with its point, and neighbouring patches fit together without a seam.
+    each patch is taken from the coarsest level that still has the detail, made coarser by powers of two as far as that
+    keeps the detail (means of blocks of 2 x 2, 4 x 4, ... pixels, counted from the picture's corner), and resampled by
+    a triangle filter: antialiased where it shrinks, bilinear where it grows.
+
+    The square is moved to begin on a whole pixel of that level, or of the patch where these are finer: by half a pixel
+    of the patch at most. Between pixels the filter would blur and on them it would not, and features would tell where
+    a point lies in its pixel.
 
     Parameters
     ----------
@@ -37,7 +46,7 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
     Returns
     -------
     Patches, (n, field, field, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where ``side`` at the
-    level's scale equals ``field`` and the square lies on whole pixels, they are the stored pixels.
+    level's scale equals ``field``, they are the stored pixels.
 
     Raises
     ------
@@ -65,9 +74,10 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
 def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch_size: int = 64) -> Iterator[Batch]:
     """Yield the patches of :func:`sample_patches` in batches, in the order in which the picture is stored.
 
-    A stored chunk (a tile, or a strip as wide as the slide) costs far more to decode than a patch to cut. Points are
-    visited from top to bottom, so that every chunk is decoded once and kept only while a later point needs it: memory
-    holds a band of the slide, about ``side`` plus 1000 pixels high, and never all patches.
+    A stored chunk (a tile, or a strip as wide as the slide) costs far more to decode than a patch to cut, and so does
+    making a picture coarser. Points are visited from top to bottom, so that every chunk is decoded once and kept only
+    while a later point needs it: memory holds a band of the slide, about ``side`` plus 1000 pixels high, and never all
+    patches.
 
     Parameters
     ----------
@@ -79,8 +89,7 @@ def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch
     Yields
     ------
     rows, patches
-        (b,) rows of ``xy``, each in exactly one batch, and (b, field, field, 3) uint8 RGB. Pictures in memory keep the
-        order of ``xy``.
+        (b,) rows of ``xy``, each in exactly one batch, and (b, field, field, 3) uint8 RGB.
 
     Raises
     ------
@@ -99,10 +108,14 @@ def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} has to be positive; found {value}.")
     level = max(k for k, scale in enumerate(image.scales) if k == 0 or scale * side >= field * (1 - 1e-6))
-    scale = image.scales[level]
-    corners = np.round(xy * scale - side * scale / 2, 6)  # whole pixels stay whole through the division by mpp
-    boxes = np.hstack([corners, np.round(corners + side * scale, 6)])  # left, top, right, bottom in level pixels
-    return _batches(image, level, boxes, field, batch_size)
+    step = side * image.scales[level] / field
+    reduction = 2 ** max(0, int(np.log2(step) + 1e-6))
+    step /= reduction
+    grain = min(1.0, step)
+    corners = grain * np.floor((xy / side - 0.5) * field * step / grain + 0.5 + 1e-6)  # x.5 goes up despite rounding
+    boxes = np.round(np.hstack([corners, corners + field * step]), 6)  # left, top, right, bottom in reduced pixels
+    covers = _covers(boxes, field)
+    return _batches(_squares(image, level, reduction, covers), boxes - np.tile(covers[:, :2], 2), field, batch_size)
 
 
 def as_points(xy: ArrayLike) -> NDArray[np.float64]:
@@ -116,16 +129,14 @@ def as_points(xy: ArrayLike) -> NDArray[np.float64]:
     return points
 
 
-def _batches(image: Image, level: int, boxes: NDArray[np.float64], field: int, batch_size: int) -> Iterator[Batch]:
-    """Cut in storage order, resample in threads (Pillow lets go of the interpreter while it works)."""
-    covers = _covers(boxes, field)
+def _batches(squares: Iterator[Square], boxes: NDArray[np.float64], field: int, batch_size: int) -> Iterator[Batch]:
+    """Resample the boxes in their squares, in threads (Pillow lets go of the interpreter while it works)."""
 
-    def resample(row: int, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        left, top, right, bottom = boxes[row] - np.tile(covers[row, :2], 2)
+    def resample(row: int, square: "Picture") -> NDArray[np.uint8]:
+        left, top, right, bottom = boxes[row]
         return resized(square, field, field, (left, top, right, bottom))
 
-    squares = _squares(image, level, covers)
-    largest = 3 * np.prod(covers[:, 2:] - covers[:, :2], axis=1).max(initial=1)  # bytes
+    largest = 4 * np.prod(boxes[:, 2:], axis=1).max(initial=1)  # bytes
     at_once = max(1, int(_IN_FLIGHT // largest))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(boxes), batch_size):
@@ -141,34 +152,54 @@ def _batches(image: Image, level: int, boxes: NDArray[np.float64], field: int, b
 def _covers(boxes: NDArray[np.float64], field: int) -> NDArray[np.intp]:
     """Whole pixels, (n, 4) as boxes, that count in each patch: a triangle filter reaches over the square's border."""
     step = (boxes[:, 2:] - boxes[:, :2]) / field
-    stored_as_wanted = (np.abs(step - 1) < 1e-6) & (boxes[:, :2] % 1 == 0)
-    reach = np.where(stored_as_wanted, 0, np.maximum(step, 1))
+    reach = np.where(np.abs(step - 1) < 1e-6, 0, np.maximum(step, 1))
     return np.hstack([np.floor(boxes[:, :2] - reach), np.ceil(boxes[:, 2:] + reach)]).astype(np.intp)
 
 
-def _squares(image: Image, level: int, covers: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _squares(image: Image, level: int, reduction: int, covers: NDArray[np.intp]) -> Iterator[Square]:
     """Yield (row, pixels) of every cover; of a chunked level from top to bottom, so that each block is read once."""
-    if getattr(image.levels[level], "chunks", None) is None:
-        for row, (left, top, right, bottom) in enumerate(covers):
-            yield row, image.read(level, top, bottom, left, right)
-        return
-    y_edges, x_edges = block_edges(image.levels[level])
+    from PIL import Image as Pillow  # noqa: PLC0415
+
+    edges = block_edges(image.levels[level])
+    # Blocks are reduced as they are read, each once, unless their borders are in the way.
+    early = reduction if all((axis[:-1] % reduction == 0).all() for axis in edges) else 1
+    late = reduction // early
+    covers = covers * late
+    y_edges, x_edges = (-(-axis // early) for axis in edges)
     rows, columns = _spans(y_edges, covers[:, 1::2]), _spans(x_edges, covers[:, ::2])
     touched = [tuple(product(range(*i), range(*j))) for i, j in zip(rows, columns, strict=True)]
     uses = Counter(chain.from_iterable(touched))
-    held: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    if getattr(image.levels[level], "chunks", None) is None:
+        once = sum((y_edges[i + 1] - y_edges[i]) * (x_edges[j + 1] - x_edges[j]) for i, j in uses)
+        if early == 1 or np.prod(covers[:, 2:] - covers[:, :2], axis=1).sum() < once:  # nothing is saved by blocks
+            for row, cover in enumerate(covers):
+                yield row, _reduced(_picture(image, level, early, cover), late)
+            return
+    held: dict[tuple[int, int], Picture] = {}
     for row in np.lexsort((covers[:, 0], rows[:, 0])):
         left, top, right, bottom = covers[row]
-        square = np.full((bottom - top, right - left, 3), 255, np.uint8)
+        square = Pillow.new("RGB", (right - left, bottom - top), "white")
         for i, j in touched[row]:
-            corner = y_edges[i], x_edges[j]
             if (i, j) not in held:
-                held[i, j] = image.read(level, y_edges[i], y_edges[i + 1], x_edges[j], x_edges[j + 1])
-            _paste(square, (top, left), held[i, j], corner)
+                box = np.array([x_edges[j], y_edges[i], x_edges[j + 1], y_edges[i + 1]])
+                held[i, j] = _picture(image, level, early, box)
+            square.paste(held[i, j], (int(x_edges[j] - left), int(y_edges[i] - top)))
             uses[i, j] -= 1
             if not uses[i, j]:
                 del held[i, j]
-        yield int(row), square
+        yield int(row), _reduced(square, late)
+
+
+def _picture(image: Image, level: int, reduction: int, box: NDArray[np.intp]) -> "Picture":
+    """Read a box, in pixels ``reduction`` times coarser than the level's."""
+    from PIL import Image as Pillow  # noqa: PLC0415
+
+    left, top, right, bottom = box * reduction
+    return _reduced(Pillow.fromarray(image.read(level, top, bottom, left, right)), reduction)
+
+
+def _reduced(picture: "Picture", reduction: int) -> "Picture":
+    return picture.reduce(reduction) if reduction > 1 else picture
 
 
 def _spans(edges: NDArray[np.intp], ranges: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -176,16 +207,3 @@ def _spans(edges: NDArray[np.intp], ranges: NDArray[np.intp]) -> NDArray[np.intp
     first = np.searchsorted(edges, ranges[:, 0], side="right") - 1
     end = np.searchsorted(edges, ranges[:, 1], side="left")
     return np.clip(np.stack([first, end], axis=1), 0, len(edges) - 1)
-
-
-def _paste(
-    target: NDArray[np.uint8], corner: tuple[int, int], block: NDArray[np.uint8], block_corner: tuple[int, int]
-) -> None:
-    """Copy what two rectangles of one picture share; corners are (y, x)."""
-    into, out_of = [], []
-    for axis in (0, 1):
-        start = max(corner[axis], block_corner[axis])
-        end = min(corner[axis] + target.shape[axis], block_corner[axis] + block.shape[axis])
-        into.append(slice(start - corner[axis], end - corner[axis]))
-        out_of.append(slice(start - block_corner[axis], end - block_corner[axis]))
-    target[tuple(into)] = block[tuple(out_of)]
