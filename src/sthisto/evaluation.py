@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, repeat
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from sthisto import metrics
-from sthisto.models import Model, Section
+from sthisto.models import Model, Patches, Section
 
 __all__ = [
     "ALL_SPOTS",
@@ -118,7 +118,7 @@ class Trial:
     counts: Sequence[Counts] | None = None  # (n, all genes) of each section, for the ceiling
     columns: NDArray[np.intp] | None = None  # (g,) of the genes in the counts
 
-    def run(self, name: str, model: Model, *, seed: int, device: str) -> pd.DataFrame:
+    def run(self, name: str, model: Model, *, patches: Sequence[Patches] = (), seed: int, device: str) -> pd.DataFrame:
         """Fit a model and score it.
 
         Negative predictions count as 0, as in :func:`sthisto.tl.predict`.
@@ -129,6 +129,8 @@ class Trial:
             Of the model, for the table.
         model
             Fresh model.
+        patches
+            Of each section, for a model that reads pixels.
         seed, device
             Passed to its ``fit``.
 
@@ -140,14 +142,14 @@ class Trial:
         accounting does not see torch's); memory left over from earlier fits is used again and not counted, a GPU's
         is not seen, and where the system has no ``/proc`` it is NaN.
         """
-        training = [_rows(section, ~hidden, with_expression=True) for section, hidden in self._pairs()]
+        whole = [replace(each, patches=p) for each, p in zip(self.sections, patches or repeat(None), strict=False)]
+        training = [_rows(each, ~hidden, with_expression=True) for each, hidden in zip(whole, self.hidden, strict=True)]
         start = time.perf_counter()
         with _memory() as peak:
             model.fit(training, seed=seed, device=device, progress=False)
         cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": peak[0]}
-        predicted = [
-            np.maximum(model.predict(_rows(section, scored)), 0) for section, scored in self._pairs(self._scored())
-        ]
+        points = (_rows(each, scored) for each, scored in zip(whole, self._scored(), strict=True))
+        predicted = [np.maximum(model.predict(each), 0) for each in points]
         costs = pd.DataFrame({"model": name, "metric": list(cost), "value": list(cost.values())})
         return pd.concat([self._table(name, predicted), costs], ignore_index=True)
 

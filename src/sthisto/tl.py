@@ -1,6 +1,6 @@
 """Learn expression from tissue, predict it at the spots and on dense grids, and keep what was learnt."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -598,6 +598,7 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     layer: str | None = None,
     genes: Iterable[str] | None = None,
     library_key: str | None = None,
+    image: Any = None,
     params: Mapping[str, Mapping[str, Any]] | None = None,
     protocol: str = "heldout",
     random_state: int = 0,
@@ -641,6 +642,8 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         else all. Genes that were chosen on all spots make every score a little too good.
     library_key
         Column of ``obs`` that names the section of each spot. Sections are fitted together and scored apart.
+    image
+        Picture for models that read pixels, as in :func:`fit`.
     params
         Settings by model, as ``{"attention": {"n_factors": 20}}``.
     protocol
@@ -667,7 +670,7 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     Raises
     ------
     KeyError
-        Unknown model, gene, layer or column; no coordinates or features; params of a model that is not named.
+        Unknown model, gene, layer or column; no coordinates, features or image; params of a model that is not named.
     TypeError
         ``params`` that no file could keep.
     ValueError
@@ -695,7 +698,10 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         raise ValueError(f"protocol={protocol!r}: expected 'heldout' or 'paper'.")
     if n_repeats < 1 or n_genes < 1:
         raise ValueError(f"n_repeats={n_repeats}, n_genes={n_genes}: both should be 1 or more.")
-    measured = _measured(adata, settings, features_key, layer, counts_layer, genes, library_key)
+    places = _slide.places(adata, library_key)
+    measured = _measured(adata, places.values(), settings, features_key, layer, counts_layer, genes)
+    seeing = [name for name in settings if "patches" in MODELS[name].inputs]
+    pixels = [_Pixels.find(adata, name, place, image, features_key) for name, place in places.items() if seeing]
     hidings = [
         (name, seed, [grids.hold_out(section.xy, fraction, block=side, seed=seed) for section in measured.sections])
         for name, side in splits.items()
@@ -708,7 +714,9 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
             trial = measured.hide(hidden, n_genes=n_genes, all_spots=paper)
             parts = []
             for model, own in settings.items():
-                parts.append(trial.run(model, _build(model, own), seed=seed, device=device or ""))
+                built = _build(model, own)
+                patches = _patches(pixels, places.values(), built) if model in seeing else ()
+                parts.append(trial.run(model, built, patches=patches, seed=seed, device=device or ""))
                 bar.update()
             parts.append(trial.yardsticks(seed=seed))
             tables.append(pd.concat(parts, ignore_index=True).assign(split=name, repeat=seed - random_state))
@@ -746,12 +754,12 @@ def _splits(split: str | Iterable[str], block: float) -> dict[str, float | None]
 
 def _measured(  # noqa: PLR0917  private, called once
     adata: "AnnData",
+    places: Collection[_slide.Place],
     models: Iterable[str],
     features_key: str,
     layer: str | None,
     counts_layer: str | None,
     genes: Iterable[str] | None,
-    library_key: str | None,
 ) -> evaluation.Measured:
     """Read all that trials are cut from."""
     if counts_layer is not None and layer is not None:
@@ -759,7 +767,6 @@ def _measured(  # noqa: PLR0917  private, called once
     anew = counts_layer is not None and genes is None
     given = _slide.genes_to_model(adata, adata.var_names if anew else genes)
     counts = None if counts_layer is None else _counts(adata, counts_layer)
-    places = list(_slide.places(adata, library_key).values())
     look = features_key if any("features" in MODELS[name].inputs for name in models) else ""
     sections = [_section(adata, place, look) for place in places]
     if counts is None:
@@ -772,6 +779,11 @@ def _measured(  # noqa: PLR0917  private, called once
         columns=None if anew else adata.var_names.get_indexer(given),
         counts=[counts[place.rows] for place in places],
     )
+
+
+def _patches(pixels: Iterable[_Pixels], places: Iterable[_slide.Place], model: Model) -> list[Patches]:
+    """Give a model that reads pixels those of each section."""
+    return [each.around(place.xy, model) for each, place in zip(pixels, places, strict=True)]
 
 
 def _counts(adata: "AnnData", layer: str) -> Any:
