@@ -67,7 +67,7 @@ class ModelSpec:
     reference: str
     iterative: bool = False  # takes params={"epochs": n}
     min_spots: int = 20  # below this, fit refuses
-    memorises: bool = False  # can repeat twenty spots that it learns from; the others smooth on purpose
+    memorises: bool = True  # where it is iterative: can repeat twenty spots that it learns from
 
     def load(self) -> type[Model]:
         """Import and return the model's class."""
@@ -107,7 +107,6 @@ MODELS: dict[str, ModelSpec] = {
         context="spot",
         reference="He et al. 2020, doi:10.1038/s41551-020-0578-x",
         iterative=True,
-        memorises=True,
     ),
     "deepspace": ModelSpec(
         source="sthisto.models.deepspace:DeepSpace",
@@ -115,7 +114,6 @@ MODELS: dict[str, ModelSpec] = {
         context="spot",
         reference="Monjo et al. 2022, doi:10.1038/s41598-022-07685-4",
         iterative=True,
-        memorises=True,
     ),
     "histogene": ModelSpec(
         source="sthisto.models.histogene:HisToGene",
@@ -123,7 +121,6 @@ MODELS: dict[str, ModelSpec] = {
         context="section",
         reference="Pang et al. 2021, doi:10.1101/2021.11.28.470212",
         iterative=True,
-        memorises=True,
     ),
     "thitogene": ModelSpec(
         source="sthisto.models.thitogene:THItoGene",
@@ -131,6 +128,20 @@ MODELS: dict[str, ModelSpec] = {
         context="section",
         reference="Jia et al. 2024, doi:10.1093/bib/bbad464",
         iterative=True,
-        memorises=True,
+    ),
+    "histosge": ModelSpec(
+        source="sthisto.models.histosge:HisToSGE",
+        inputs=frozenset({"features", "xy"}),
+        context="section",
+        reference="HisToSGE, arXiv 2407.20518",
+        iterative=True,
+        memorises=False,
+    ),
+    "stage": ModelSpec(
+        source="sthisto.models.stage:Stage",
+        inputs=frozenset({"xy"}),
+        context="section",
+        reference="Li et al. 2024, STAGE, Nucleic Acids Research",
+        iterative=True,
     ),
 }

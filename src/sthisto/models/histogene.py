@@ -308,7 +308,7 @@ class SectionRegression:
         where = pick_device(device)
         ends = np.cumsum([len(each) for each in xy])
         target = [torch.from_numpy(each) for each in np.split(deviations.astype(np.float32), ends[:-1])]
-        neighbours = [torch.from_numpy(nearest(each, each, self.n_neighbours, skip_own=True)) for each in xy]
+        neighbours = [torch.from_numpy(nearest(each, each, self.n_neighbours)) for each in xy]
 
         def loss(rows: Tensor) -> Tensor:
             (at,) = rows.tolist()  # one section a step
@@ -352,8 +352,7 @@ class SectionRegression:
     def _neighbours(self, xy: NDArray[np.float64], section: int) -> Tensor:
         """Rows (m, k) of the nearest fitted spots of the section; none in one that was not fitted."""
         spots = self._state["xy"][self._state["section"] == section]
-        rows = nearest(xy, spots, self.n_neighbours) if len(spots) else np.empty((len(xy), 0), dtype=np.int64)
-        return torch.from_numpy(rows).to(self._device)
+        return torch.from_numpy(nearest(xy, spots, self.n_neighbours)).to(self._device)
 
 
 @dataclass(kw_only=True)
@@ -376,13 +375,10 @@ class HisToGene(SectionRegression):
         return HisToGeneNetwork(self, n_genes, n_places)
 
 
-def nearest(
-    points: NDArray[np.float64], spots: NDArray[np.float64], k: int, *, skip_own: bool = False
-) -> NDArray[np.int64]:
-    """Rows (m, k) of the spots nearest to each point, all where there are fewer; ``skip_own``: row i is not its own."""
-    k = min(k, len(spots) - skip_own)
+def nearest(points: NDArray[np.float64], spots: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Rows (m, k) of the spots nearest to each point; all where there are fewer, and none where k is 0."""
+    k = min(k, len(spots))
     if not k:
         return np.empty((len(points), 0), dtype=np.int64)
-    first = 2 if skip_own else 1
-    _, rows = KDTree(spots).query(points, k=range(first, first + k))
+    _, rows = KDTree(spots).query(points, k=range(1, k + 1))
     return np.asarray(rows, dtype=np.int64)

@@ -15,7 +15,7 @@ A patch of 112 px (about 77 um) goes through
 
 3. the capsules, joined with embeddings of x and y (64 each), are a token of a transformer over the section: 4 blocks,
    16 heads of 64, MLP 2048
-4. graph attention (Velickovic et al. 2018, ICLR) of 8 heads of 64 over the 4 nearest spots N and the spot itself:
+4. graph attention (Velickovic et al. 2018, ICLR) of 8 heads of 64 over the nearest spots N and the spot itself:
 
        a_ij = softmax_j(LeakyReLU(p . W h_i + q . W h_j)),  j in N(i) and i,    g_i = ELU(sum_j a_ij W h_j)
 
@@ -25,8 +25,9 @@ by mean squared error and Adam, rate 1e-5, 300 epochs, a section a step.
 
 Differences from the authors' code
 - Those of HisToGene: points are predicted beside the fitted spots, whose looks are kept, and nothing depends on which
-  other points are asked for; continuous places; gene means; a tenth held back. In the graph, too, a point hears its
+  other points are asked for; continuous places; gene means; a tenth held back. In the graph, too, a point hears its 5
   nearest fitted spots and itself, and nobody hears points; one in a section that was never fitted hears itself alone.
+  A spot is the first of its own 5, in learning as in prediction: the map is continuous, and four others are left.
 - Convolutions are followed by group normalisation, not batch normalisation: a patch does not depend on the batch.
 - The convolutions before the capsules are two (32 and 128 channels); the paper leaves them open.
 - The attentions of the dynamic convolution have no temperature.
@@ -178,7 +179,7 @@ class THItoGene(SectionRegression):
     graph_heads: int = 8
     epochs: int = 300
 
-    n_neighbours: ClassVar[int] = 4
+    n_neighbours: ClassVar[int] = 5  # 4, and the spot itself
 
     def network(self, n_genes: int, n_places: int) -> SectionNetwork:
         """Make the network."""

@@ -1,0 +1,205 @@
+"""The laws of every model in the registry, on sections of a few dozen spots."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.numpy import load, save
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from sthisto import pp, tl
+from sthisto.datasets import synthetic
+from sthisto.models import MODELS, Section
+from sthisto.models import stnet as pixels
+
+FIELD = 28
+SEQUENCE = {"field": FIELD, "depth": 2, "heads": 2, "head_width": 8, "mlp": 16, "dropout": 0.0, "learning_rate": 3e-3}
+QUICK = {
+    "stnet": {"backbone": "tiny", "weights": "imagenet", "field": FIELD, "learning_rate": 3e-3},
+    "deepspace": {"backbone": "tiny", "weights": "imagenet", "field": FIELD, "learning_rate": 1e-2, "patience": None},
+    "histogene": {**SEQUENCE, "width": 16},
+    "thitogene": {**SEQUENCE, "capsules": 4, "capsule_width": 8, "graph_heads": 2},
+}
+RUN = {"seed": 3, "device": "cpu", "progress": False}
+ITERATIVE = [name for name, spec in MODELS.items() if spec.iterative]
+SPOTWISE = [name for name, spec in MODELS.items() if spec.context == "spot"]
+
+
+class Tiny(nn.Sequential):
+    """A network of timm's kind, of a size for tests; timm's own are tested where they are loaded."""
+
+    head_hidden_size = 64
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 64, 7, stride=7), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.pretrained_cfg = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setattr(pixels, "load_backbone", lambda *_, **__: Tiny())
+
+
+def section(n=40, name="a", seed=0):
+    """Features, pixels and expression that depends on both, and on the place."""
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(0, 256, (n, 1, 1, 3)) + rng.integers(-60, 60, (n, FIELD, FIELD, 3))
+    patches = colours.clip(0, 255).astype(np.uint8)
+    xy, features = rng.uniform(0, 6, (n, 2)), rng.normal(size=(n, 5)).astype(np.float32)
+    seen = np.hstack([patches.mean(axis=(1, 2)) / 100, features[:, :2], np.sin(xy[:, :1])])
+    expression = (3 + seen + 0.1 * rng.normal(size=seen.shape)).clip(0).astype(np.float32)
+    return Section(name=name, xy=xy, features=features, expression=expression, patches=lambda rows: patches[rows])
+
+
+def only(whole, rows):
+    """Some rows as points: without expression."""
+    rows = np.asarray(rows)
+    patches = lambda chosen: whole.patches(rows[chosen])  # noqa: E731
+    return replace(whole, xy=whole.xy[rows], features=whole.features[rows], expression=None, patches=patches)
+
+
+def build(name, epochs=2):
+    return MODELS[name].load()(**QUICK.get(name, {}), **({"epochs": epochs} if MODELS[name].iterative else {}))
+
+
+def fitted(name, *sections, epochs=2, **run):
+    model = build(name, epochs)
+    return model, model.fit(sections or [section()], **{**RUN, **run})
+
+
+def bits(state):
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in state.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes(name):
+    two = section(), section(30, "b", seed=1)
+    model, held_back = fitted(name, *two)
+    assert [part.shape for part in held_back] == [(40, 6), (30, 6)]
+    for part in held_back:
+        known = np.isfinite(part)
+        assert known.any(axis=0).all()
+        assert_array_equal(known.all(axis=1), known.any(axis=1))  # a spot is held back as a whole
+    predicted = model.predict(only(two[1], np.arange(7)))
+    assert predicted.shape == (7, 6)
+    assert predicted.dtype == np.float32
+    assert np.isfinite(predicted).all()
+    assert set(model.history) >= ({"train"} if MODELS[name].iterative else set())
+    assert all(len(curve) == 2 and np.isfinite(curve).all() for curve in model.history.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_points_do_not_depend_on_each_other(name):
+    model, _ = fitted(name)
+    points = section(30, seed=5)
+    whole = model.predict(only(points, np.arange(30)))
+    assert whole.std(axis=0).max() > 1e-4  # otherwise all orders are the same
+    order = np.random.default_rng(0).permutation(30)
+    assert_allclose(model.predict(only(points, order)), whole[order], atol=1e-5)
+    for rows in ([4], [7, 2], np.arange(10, 29)):
+        assert_allclose(model.predict(only(points, rows)), whole[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_seed_same_bits(name):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    (one, held_one), (two, held_two) = fitted(name), fitted(name)
+    assert bits(one.state()) == bits(two.state())
+    assert_array_equal(held_one[0], held_two[0])
+    assert_array_equal(torch.get_rng_state(), before[0])
+    assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_another_seed_another_fit(name):
+    assert bits(fitted(name)[0].state()) != bits(fitted(name, seed=4)[0].state())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_survives_a_file(name):
+    model, _ = fitted(name, section(), section(30, "b", seed=1))
+    again = build(name)
+    kept = load(save({key: np.ascontiguousarray(array) for key, array in model.state().items()}))
+    again.restore(kept)
+    assert bits(again.state()) == bits(model.state())
+    for where in ("a", "b"):
+        points = only(section(20, where, seed=5), np.arange(20))
+        assert_array_equal(again.predict(points), model.predict(points))
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_gradients_reach_every_weight(name):
+    """After two steps: a head that starts at zero lets nothing through in the first."""
+    reached, steps = {}, []
+
+    def look(optimizer, *_):
+        steps.append(optimizer)
+        for group in optimizer.param_groups:
+            for at, weight in enumerate(group["params"]):
+                moved = weight.grad is not None and bool(weight.grad.abs().sum() > 0)
+                reached[at] = reached.get(at, False) or moved
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        fitted(name)
+    finally:
+        hook.remove()
+    assert len(steps) >= 2
+    assert reached
+    assert all(reached.values()), [at for at, moved in reached.items() if not moved]
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_memory_is_as_declared(name):
+    """Expression that nothing explains: what repeats it has learnt it by heart."""
+    spots = section(22)
+    noise = np.random.default_rng(1).gamma(2, 1, (22, 6)).astype(np.float32)
+    model, held_back = fitted(name, replace(spots, expression=noise), epochs=200)
+    learnt = np.isnan(held_back[0]).any(axis=1)
+    assert learnt.sum() >= 15
+    predicted = model.predict(only(spots, np.arange(22)))
+    r = np.corrcoef(predicted[learnt].ravel(), noise[learnt].ravel())[0, 1]
+    assert (r > 0.9) == MODELS[name].memorises, f"r = {r:.3f}"
+
+
+@pytest.mark.parametrize("name", SPOTWISE)
+def test_spotwise_models_ignore_place_and_neighbours(name):
+    model, _ = fitted(name)
+    points = section(30, seed=5)
+    moved = replace(points, xy=points.xy[::-1] + 40)
+    expected = model.predict(only(points, np.arange(30)))
+    assert_array_equal(model.predict(only(moved, np.arange(30))), expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(SPOTWISE)))
+def test_other_models_look_beyond_the_spot(name):
+    model, _ = fitted(name)
+    points = only(section(30, seed=5), np.arange(30))
+    moved = replace(points, xy=points.xy[::-1].copy())
+    assert not np.allclose(model.predict(moved), model.predict(points), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def table(encoder):
+    adata = synthetic(60, n_genes=10, seed=1)
+    pp.extract_features(adata, encoder, progress=False)
+    return adata
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_expression_never_leaks(table, name):
+    seen = np.arange(60) % 3 > 0
+    changed = table.copy()
+    changed.X = changed.X.toarray()
+    changed.X[~seen] = np.random.default_rng(0).gamma(2, 1, (20, 10))
+    predictions = []
+    for adata in (table.copy(), changed):
+        params = {**QUICK.get(name, {}), **({"epochs": 2} if MODELS[name].iterative else {})}
+        tl.fit(adata, name, params=params, train_on=seen, random_state=1, device="cpu", progress=False)
+        tl.predict(adata)
+        predictions.append(adata.layers["sthisto"])
+    assert_array_equal(*predictions)
+    assert predictions[0].any()
