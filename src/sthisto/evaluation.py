@@ -67,7 +67,8 @@ class Measured:
         hidden
             (n,) mask of each section.
         n_genes
-            Genes to choose.
+            Genes to choose, among those seen in a tenth of the training spots; seen at all, where sections have more
+            than 1000 spots on average.
         all_spots
             Score training spots, too, with genes chosen on all spots.
 
@@ -76,13 +77,8 @@ class Measured:
         ValueError
             Neither genes nor counts to choose them by, or no gene is seen often enough.
         """
-        columns = self.columns
-        if columns is None:
-            if self.counts is None:
-                raise ValueError("genes are chosen by counts: give columns= or counts=.")
-            parts = [counts[~mask | all_spots] for counts, mask in zip(self.counts, hidden, strict=True)]
-            labels = np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts])
-            columns = np.flatnonzero(choose_genes(sparse.vstack(parts, format="csr"), labels, n_genes))
+        kept = [~mask | all_spots for mask in hidden]
+        columns = self._choose(kept, n_genes) if self.columns is None else self.columns
         cut = [whole[:, columns] for whole in self.expression]
         values = [part.toarray() if sparse.issparse(part) else part for part in cut]
         return Trial(
@@ -93,6 +89,17 @@ class Measured:
             counts=self.counts,
             columns=columns,
         )
+
+    def _choose(self, kept: Sequence[Mask], n_genes: int) -> NDArray[np.intp]:
+        if self.counts is None:
+            raise ValueError("genes are chosen by counts: give columns= or counts=.")
+        parts = [counts[mask] for counts, mask in zip(self.counts, kept, strict=True)]
+        labels = np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts])
+        large = sum(map(len, self.sections)) > MANY_SPOTS * len(self.sections)
+        chosen = choose_genes(
+            sparse.vstack(parts, format="csr"), labels, n_genes, least_seen=0.0 if large else LEAST_SEEN
+        )
+        return np.flatnonzero(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +251,7 @@ def choose_genes(
     n_genes
         So many are chosen, or all where fewer are seen often enough.
     least_seen
-        Share of the spots that a gene has to be seen in; in one spot at least. It is not asked for where the sections
-        have more than 1000 spots on average, since these tell of rare genes too.
+        Share of the spots that a gene has to be seen in; in one spot at least.
 
     Returns
     -------
@@ -254,7 +260,7 @@ def choose_genes(
     Raises
     ------
     ValueError
-        No gene is seen often enough.
+        No gene is seen often enough, or there are too few genes and spots to rank genes by.
 
     References
     ----------
@@ -277,9 +283,15 @@ def choose_genes(
 
         part = sc.AnnData(counts[:, chosen], obs={"section": sections.astype(str)})
         several = "section" if part.obs["section"].nunique() > 1 else None
-        ranked = sc.pp.highly_variable_genes(
-            part, flavor="seurat_v3", n_top_genes=n_genes, batch_key=several, inplace=False
-        )
+        try:
+            ranked = sc.pp.highly_variable_genes(
+                part, flavor="seurat_v3", n_top_genes=n_genes, batch_key=several, inplace=False
+            )
+        except ValueError as error:  # the trend of variances fails on small panels
+            raise ValueError(
+                f"{part.n_vars} genes on {part.n_obs} training spots are too few to rank by variance ({error}). Pass "
+                f"n_genes={part.n_vars} to take them all, or name some with genes=."
+            ) from error
         chosen[chosen] = ranked["highly_variable"].to_numpy(dtype=bool)
     return chosen
 
