@@ -143,5 +143,6 @@ MODELS: dict[str, ModelSpec] = {
         context="section",
         reference="Li et al. 2024, STAGE, Nucleic Acids Research",
         iterative=True,
+        memorises=False,
     ),
 }
