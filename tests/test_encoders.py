@@ -2,13 +2,16 @@
 
 import sys
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import correlate1d, maximum_filter, uniform_filter
 from scipy.spatial import KDTree
 from skimage.color import separate_stains
 from skimage.draw import disk
@@ -16,6 +19,8 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 from sthisto import encoders
 from sthisto.encoders import ENCODERS, EncoderSpec, handcrafted
+from sthisto.encoders._encode import encode
+from sthisto.images import open_image
 
 OFFLINE = sorted(name for name, spec in ENCODERS.items() if spec.weights is None)
 TISSUE = np.array([225, 180, 205], np.uint8)
@@ -59,6 +64,13 @@ def centred(maps, side):
     """The centred window of maps (n, h, w, ...)."""
     low = (maps.shape[1] - side) // 2
     return maps[:, low : low + side, low : low + side]
+
+
+def stained(patches):
+    """Maps (7, n, h, w) of optical density at the patches' own sampling."""
+    maps = np.empty((7, *patches.shape[:3]), np.float32)
+    handcrafted.stains(np.moveaxis(patches, 3, 0).astype(np.uint16) * 4, maps)
+    return maps
 
 
 @pytest.fixture(params=OFFLINE, scope="module")
@@ -200,6 +212,41 @@ def build_own(name, spec, *, weights, device, pooling):
     return Own(name=(name, spec, weights, device, pooling))
 
 
+# Encoding around points
+
+
+class Middle(Own):
+    """The colour in the middle, and a record of what it was asked."""
+
+    def __call__(self, patches):
+        self.seen = [*getattr(self, "seen", []), len(patches)]
+        return patches[:, 8, 8].astype(np.float32)
+
+
+@pytest.mark.parametrize("stored", [np.asarray, lambda pixels: zarr.array(pixels, chunks=(7, 9, 3))])
+def test_every_point_gets_the_features_of_its_own_patch(stored):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    row, column = np.random.default_rng(1).permutation(60 * 80)[:101] // 80, np.arange(101) % 80
+    encoder = Middle()
+    found = encode(open_image(stored(pixels)), np.column_stack([column, row]).astype(float), 16, encoder, batch_size=25)
+    np.testing.assert_array_equal(found, pixels[row, column])
+    assert encoder.seen == [25, 25, 25, 25, 1]
+
+
+def test_no_points_have_no_features():
+    assert encode(open_image(np.zeros((9, 9))), np.empty((0, 2)), 16, Own()).shape == (0, 3)
+
+
+def test_features_of_another_shape_than_said_are_refused():
+    with pytest.raises(ValueError, match=r"'own' gave an array of shape \(2, 3\) for 2 patches; expected \(2, 4\)"):
+        encode(open_image(np.zeros((9, 9))), np.ones((2, 2)), 16, Own(dim=4))
+
+
+def test_what_goes_wrong_in_the_picture_comes_out():
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        encode(open_image(np.full((9, 9), 7.0)), np.ones((2, 2)), 16, Own())
+
+
 # The hand-crafted features
 
 
@@ -224,8 +271,7 @@ def test_quarter_turns_and_mirrors_change_nothing(turn):
 
 def test_stains_agree_with_scikit_image():
     patches = tissue(2)
-    fours = np.moveaxis(patches, 3, 0).astype(np.uint16) * 4
-    red, green, blue, chroma, haematoxylin, eosin, darkness = handcrafted.stains(fours)
+    red, green, blue, chroma, haematoxylin, eosin, darkness = stained(patches)
     density = densities(patches)
     np.testing.assert_allclose(np.stack([red, green, blue], -1), density, atol=1e-6)
     np.testing.assert_allclose(chroma, np.ptp(density, axis=-1), atol=1e-6)
@@ -319,26 +365,25 @@ def test_binary_patterns_agree_with_scikit_image_on_blocks():
 
 
 @pytest.mark.parametrize("distance", [2, 8])
-def test_cooccurrence_agrees_with_scikit_image(distance):
-    levels = np.random.default_rng(0).integers(0, 8, (3, 64, 64)).astype(np.uint8)
+def test_correlation_of_levels_is_scikit_images_but_for_its_constant(distance):
+    levels = np.random.default_rng(0).integers(0, 8, (4, 60, 64)).astype(np.uint8)
     levels[1] = levels[1] // 4 * 3
-    ours = handcrafted.cooccurrence(levels, distance)
-    for pairs, image in zip(ours, levels, strict=True):
-        theirs = graycomatrix(image, [distance], [0, np.pi / 2], levels=8, symmetric=True).sum(3)[..., 0]
-        np.testing.assert_allclose(pairs, theirs / theirs.sum(), rtol=1e-12)
+    levels[2] = np.arange(64) // 8
+    levels[3] = 5
+    for image, found in zip(levels, handcrafted.correlation(levels.astype(np.float32), distance), strict=True):
+        pairs = graycomatrix(image, [distance], [0, np.pi / 2], levels=8, symmetric=True).sum(3, keepdims=True)
+        share = pairs[:, :, 0, 0].sum(0) / pairs.sum()
+        variance = (share * (np.arange(8) - (share * np.arange(8)).sum()) ** 2).sum()
+        reference = graycoprops(pairs / pairs.sum(), "correlation")[0, 0] * variance / (variance + 0.05)
+        assert found == pytest.approx(reference, rel=1e-6, abs=1e-7)
 
 
-def test_correlation_of_levels_is_scikit_images_but_for_its_constant():
+def test_levels_are_equal_steps_of_the_root_of_haematoxylin():
     patches = tissue(2)
-    fours = np.moveaxis(centred(patches, 128), 3, 0).astype(np.uint16) * 4
-    haematoxylin = handcrafted.stains(fours)[4]
-    levels = np.minimum(np.floor(np.sqrt(np.clip(haematoxylin, 0, 1)) * 8), 7).astype(np.uint8)
-    for patch, found in zip(levels, features(patches)["cooccurrence_8"], strict=True):
-        pairs = graycomatrix(patch, [8], [0, np.pi / 2], levels=8, symmetric=True).sum(3, keepdims=True)
-        pairs = pairs / pairs.sum()
-        variance = (pairs.sum(1)[:, 0, 0] * (np.arange(8) - (pairs.sum(1)[:, 0, 0] * np.arange(8)).sum()) ** 2).sum()
-        reference = graycoprops(pairs, "correlation")[0, 0] * variance / (variance + 0.05)
-        assert found == pytest.approx(reference, rel=1e-4)
+    levels = np.minimum(np.floor(np.sqrt(np.clip(stained(centred(patches, 128))[4], 0, 1)) * 8), 7)
+    found = features(patches)
+    for distance in (2, 8):
+        np.testing.assert_array_equal(found[f"cooccurrence_{distance}"], handcrafted.correlation(levels, distance))
 
 
 @pytest.mark.parametrize(("count", "step"), [(1, 20), (3, 30), (6, 18), (9, 12)])
@@ -359,12 +404,23 @@ def test_scattered_nuclei_are_found_where_they_were_drawn(seed):
     for candidate in rng.integers(72, 184, (60, 2)):
         if not len(places) or np.hypot(*(places - candidate).T).min() >= 14:
             places = np.vstack([places, candidate])
-    fours = np.moveaxis(centred(drawn(places), 128), 3, 0).astype(np.uint16) * 4
-    centres, above = handcrafted.nuclei(handcrafted.stains(fours)[4])
+    centres, above = handcrafted.nuclei(stained(centred(drawn(places), 128))[4])
     found = np.argwhere(centres[0]) + 64
     assert KDTree(found).query(places)[0].max() <= 1.5
     assert len(found) == len(places)
     assert (above[centres] > handcrafted.NUCLEUS).all()
+
+
+def test_nuclei_are_looked_for_in_stain_smoothed_by_a_binomial():
+    haematoxylin = np.random.default_rng(0).random((2, 40, 40), np.float32)
+    smooth = haematoxylin.astype(float)
+    for axis in (1, 2):
+        smooth = correlate1d(smooth, [comb(8, k) / 2**8 for k in range(9)], axis=axis, mode="nearest")
+    peak = maximum_filter(smooth, 5, axes=(1, 2), mode="nearest")
+    above = smooth - uniform_filter(smooth, 25, axes=(1, 2), mode="nearest")
+    centres, found = handcrafted.nuclei(haematoxylin)
+    np.testing.assert_allclose(found, above, atol=1e-6)
+    np.testing.assert_array_equal(centres, (smooth == peak) & (above > handcrafted.NUCLEUS))
 
 
 def test_no_nuclei_in_plain_tissue():

@@ -1,11 +1,17 @@
 """Features of the tissue around any points: patches cut, described and put back in the order of the points."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from sthisto.encoders import Encoder
 from sthisto.images import Image, patch_batches
+
+T = TypeVar("T")
 
 
 def encode(
@@ -26,7 +32,7 @@ def encode(
     """
     features = np.empty((len(xy), encoder.dim), dtype=np.float32)
     with tqdm(total=len(xy), desc=f"{encoder.name} features", unit="patch", disable=not progress) as bar:
-        for rows, patches in patch_batches(image, xy, side, encoder.field, batch_size=batch_size):
+        for rows, patches in _ahead(patch_batches(image, xy, side, encoder.field, batch_size=batch_size)):
             described = np.asarray(encoder(patches))
             if described.shape != (len(rows), encoder.dim):
                 raise ValueError(
@@ -36,3 +42,12 @@ def encode(
             features[rows] = described
             bar.update(len(rows))
     return features
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Make the next item in a thread while the caller works on the last; their order is kept."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item

@@ -6,12 +6,11 @@ Every feature is unchanged, but for rounding, by quarter turns and mirror images
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d, uniform_filter
+from scipy.ndimage import uniform_filter
 from scipy.spatial.distance import cdist
 
 from sthisto.encoders import EncoderSpec, check_patches
@@ -23,18 +22,23 @@ Columns = dict[str, NDArray[np.float32]]  # feature name -> (n,)
 FIELD = 256  # pixels; 2 um each at the default extent
 MIDDLE = slice(FIELD // 4, FIELD - FIELD // 4)
 WINDOWS = (16, 32, 64, 128)  # sides of the centred windows, pixels of either view
-BLOCK = 16  # patches worked on at once: many enough for numpy, few enough for the cache
+BLOCK = 8  # patches worked on at once: many enough for numpy, few enough for the cache
 NUCLEUS = 0.05  # optical density by which a nucleus stands out from its surroundings
-BELL = np.array([1, 8, 28, 56, 70, 56, 28, 8, 1]) / 256  # wider than a nucleus is flat, else it has many darkest pixels
+BELL = 8  # a binomial of 8 steps: wider than a nucleus is flat, else it has many darkest pixels
 LEVELS = 8  # grey levels of the co-occurrence
 
 # The maps of a view, in order.
 CHANNELS: tuple[str, ...] = ("red", "green", "blue", "chroma", "haematoxylin", "eosin", "darkness")
-COLOURS, MEANT, TEXTURED = slice(3), slice(6), slice(4, 7)  # whose deviation, mean and texture are taken
+_VIEW = (len(CHANNELS), BLOCK, FIELD // 2, FIELD // 2)
+COLOURS, STAINS, TEXTURED = slice(3), slice(4, 6), slice(4, 7)
 NUCLEAR = 4  # haematoxylin
 
 # Rows are the optical densities of pure haematoxylin and eosin in red, green and blue (Ruifrok & Johnston 2001).
 HAEMATOXYLIN_EOSIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+_PURE = HAEMATOXYLIN_EOSIN / np.linalg.norm(HAEMATOXYLIN_EOSIN, axis=1, keepdims=True)
+_RESIDUAL = np.cross(*_PURE)
+UNMIX = np.linalg.inv([*_PURE, _RESIDUAL / np.linalg.norm(_RESIDUAL)]).T[:2].astype(np.float32)  # (2, 3): stain, colour
+DENSITY = -np.log10((np.arange(4 * 255 + 1) / 4 + 1) / 256).astype(np.float32)  # by four times the value
 
 
 class HandcraftedEncoder:
@@ -76,7 +80,9 @@ class HandcraftedEncoder:
 
     def __init__(self, *, threads: int | None = None) -> None:
         self.threads = (os.cpu_count() or 1) if threads is None else threads
-        self.names: tuple[str, ...] = tuple(_describe(np.full((1, FIELD, FIELD, 3), 255, np.uint8)))
+        self.names: tuple[str, ...] = tuple(
+            _describe(np.full((1, FIELD, FIELD, 3), 255, np.uint8), np.empty((2, *_VIEW), np.float32))
+        )
         self.dim = len(self.names)
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -84,12 +90,14 @@ class HandcraftedEncoder:
         check_patches(patches, FIELD)
         features = np.empty((len(patches), self.dim), np.float32)
 
-        def fill(start: int) -> None:
-            rows = slice(start, start + BLOCK)
-            features[rows] = np.stack(list(_describe(patches[rows]).values()), axis=1)
+        def fill(first: int) -> None:
+            views = np.empty((2, *_VIEW), np.float32)  # for all blocks, as fresh memory costs as much as the arithmetic
+            for start in range(first * BLOCK, len(patches), self.threads * BLOCK):
+                rows = slice(start, start + BLOCK)
+                features[rows] = np.stack(list(_describe(patches[rows], views).values()), axis=1)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(fill, range(0, len(patches), BLOCK)))
+            list(pool.map(fill, range(self.threads)))
         return features
 
 
@@ -102,15 +110,16 @@ def build(
     return HandcraftedEncoder(threads=threads)
 
 
-def _describe(patches: NDArray[np.uint8]) -> Columns:
-    """All features of a few patches (n, 256, 256, 3), by name.
+def _describe(patches: NDArray[np.uint8], views: Maps) -> Columns:
+    """All features of up to ``BLOCK`` patches (n, 256, 256, 3), by name; their maps are written to ``views``.
 
     Sums run in an order that depends on no other patch, so that a patch gives the same bits in any batch: hence the
     sums by halving instead of numpy's, and no matrix product.
     """
     rows = np.add(patches[:, 0::2], patches[:, 1::2], dtype=np.uint16)
-    whole = stains(np.stack([rows[:, :, 0::2, c] + rows[:, :, 1::2, c] for c in range(3)]))
-    middle = stains(np.stack([patches[:, MIDDLE, MIDDLE, c] for c in range(3)]) * np.uint16(4))
+    middle, whole = views[:, :, : len(patches)]
+    stains(np.stack([rows[:, :, 0::2, c] + rows[:, :, 1::2, c] for c in range(3)]), whole)
+    stains(np.stack([patches[:, MIDDLE, MIDDLE, c] for c in range(3)]) * np.uint16(4), middle)
     nuclear = middle[NUCLEAR]
     return {
         **_colour(middle, whole),
@@ -124,31 +133,27 @@ def _describe(patches: NDArray[np.uint8]) -> Columns:
     }
 
 
-def stains(fours: NDArray[np.uint16]) -> Maps:
-    """Optical density (7, n, h, w) of :data:`CHANNELS`; chroma is its range over the colours, darkness its mean.
+def stains(fours: NDArray[np.uint16], density: Maps) -> None:
+    """Write optical density (7, n, h, w) of :data:`CHANNELS`: chroma is its range over the colours, darkness its mean.
 
     ``fours`` (3, n, h, w) are RGB values times four (sums over 2 x 2 pixels): integers, so that a table replaces the
     logarithm. White has density 0, black 2.41. The residual of the unmixing is at right angles to both stains.
     """
-    vectors = HAEMATOXYLIN_EOSIN / np.linalg.norm(HAEMATOXYLIN_EOSIN, axis=1, keepdims=True)
-    residual = np.cross(*vectors)
-    unmix = np.linalg.inv([*vectors, residual / np.linalg.norm(residual)]).astype(np.float32)
-    table = -np.log10((np.arange(4 * 255 + 1) / 4 + 1) / 256).astype(np.float32)
-    density = np.empty((7, *fours.shape[1:]), np.float32)
     for channel in range(3):
-        np.take(table, fours[channel], out=density[channel], mode="clip")  # "raise" would copy
-    red, green, blue = density[:3]
-    chroma, *stained, darkness = density[3:]
-    np.maximum(np.maximum(red, green), blue, out=chroma)
-    chroma -= np.minimum(np.minimum(red, green), blue)
-    for stain, weights in zip(stained, unmix.T[:2], strict=True):
+        np.take(DENSITY, fours[channel], out=density[channel], mode="clip")  # "raise" would copy
+    red, green, blue, chroma, _, _, darkness = density
+    spare = np.empty_like(red)
+    np.maximum(red, green, out=chroma)
+    np.maximum(chroma, blue, out=chroma)
+    np.minimum(red, green, out=spare)
+    chroma -= np.minimum(spare, blue, out=spare)
+    for stain, weights in zip(density[STAINS], UNMIX, strict=True):
         np.multiply(red, weights[0], out=stain)
-        np.add(stain, green * weights[1], out=stain)
-        np.add(stain, blue * weights[2], out=stain)
+        np.add(stain, np.multiply(green, weights[1], out=spare), out=stain)
+        np.add(stain, np.multiply(blue, weights[2], out=spare), out=stain)
     np.add(red, green, out=darkness)
     darkness += blue
-    darkness /= np.float32(3)
-    return density
+    darkness *= np.float32(1 / 3)
 
 
 def block_sums(maps: NDArray[Number], side: int) -> NDArray[Number]:
@@ -176,30 +181,35 @@ def window_means(maps: Maps, sides: tuple[int, ...]) -> NDArray[np.float32]:
     return np.stack(means, axis=-1)
 
 
-def gradient(maps: Maps) -> Maps:
-    """Length of the central-difference gradient per pixel; 0 along the border."""
+def steps(maps: Maps) -> Maps:
+    """Length, per pixel, of the differences between its neighbours: twice the gradient; 0 along the border."""
     across = maps[..., 1:-1, 2:] - maps[..., 1:-1, :-2]
     down = maps[..., 2:, 1:-1] - maps[..., :-2, 1:-1]
     across *= across
     down *= down
     across += down
-    steps = np.zeros_like(maps)
-    np.sqrt(across, out=steps[..., 1:-1, 1:-1])
-    steps *= np.float32(0.5)
-    return steps
+    length = np.zeros_like(maps)
+    np.sqrt(across, out=length[..., 1:-1, 1:-1])
+    return length
 
 
 def _colour(middle: Maps, whole: Maps) -> Columns:
     """Mean optical densities in windows, and the deviation of those of the colours."""
-    mean = _in_windows(middle[MEANT], whole[MEANT])
-    square = _in_windows(middle[COLOURS] ** 2, whole[COLOURS] ** 2)
+    mean = _in_windows(middle[:4], whole[:4])
+    red, green, blue, _ = mean
+    stained = np.stack([red * r + green * g + blue * b for r, g, b in UNMIX])
+    square = _in_windows(np.square(middle[COLOURS]), np.square(whole[COLOURS]))
     deviation = np.sqrt(np.maximum(square - mean[COLOURS] ** 2, 0))
-    return {**_named("mean", CHANNELS[MEANT], mean), **_named("deviation", CHANNELS[COLOURS], deviation)}
+    return {
+        **_named("mean", CHANNELS[:6], np.concatenate([mean, stained])),
+        **_named("deviation", CHANNELS[COLOURS], deviation),
+    }
 
 
 def _edges(middle: Maps, whole: Maps) -> Columns:
     """Mean gradient of haematoxylin, eosin and darkness in windows."""
-    return _named("gradient", CHANNELS[TEXTURED], _in_windows(gradient(middle[TEXTURED]), gradient(whole[TEXTURED])))
+    twice = _in_windows(steps(middle[TEXTURED]), steps(whole[TEXTURED]))
+    return _named("gradient", CHANNELS[TEXTURED], twice / np.float32(2))
 
 
 def _in_windows(middle: Maps, whole: Maps) -> NDArray[np.float32]:
@@ -267,42 +277,36 @@ def binary_patterns(maps: Maps, radius: int, tolerance: float) -> NDArray[np.uin
 def _patterns(nuclear: Maps) -> Columns:
     """Shares of the kinds of local binary pattern; roots, as shares are compared by the Hellinger distance."""
     codes = binary_patterns(nuclear, radius=2, tolerance=0.01)
-    share = _histogram(codes, 10) / codes[0].size
+    share = np.stack([np.bincount(code.ravel(), minlength=10) for code in codes]) / codes[0].size
     kinds = {"peak": [0], "corner": [1, 2, 6, 7], "edge": [3, 4, 5]}
     return {f"pattern_{kind}": np.sqrt(share[:, columns].sum(1)).astype(np.float32) for kind, columns in kinds.items()}
-
-
-def _histogram(values: NDArray[np.integer], bins: int) -> NDArray[np.intp]:
-    """Count the values (n, h, w), all below ``bins``, of each patch: (n, bins)."""
-    patch = np.arange(len(values))[:, None, None] * bins
-    return np.bincount((values + patch).ravel(), minlength=len(values) * bins).reshape(len(values), bins)
-
-
-def cooccurrence(levels: NDArray[np.uint8], distance: int) -> NDArray[np.float64]:
-    """Symmetric co-occurrence (n, 8, 8) of levels (n, h, w) at a distance across and down; each sums to 1."""
-    across = levels[:, :, :-distance] * LEVELS + levels[:, :, distance:]
-    down = levels[:, :-distance] * LEVELS + levels[:, distance:]
-    pairs = (_histogram(across, LEVELS**2) + _histogram(down, LEVELS**2)).reshape(-1, LEVELS, LEVELS)
-    pairs = pairs + pairs.transpose(0, 2, 1)
-    total: NDArray[np.intp] = pairs.sum((1, 2), keepdims=True)
-    return pairs / total
 
 
 def _cooccurrence(nuclear: Maps) -> Columns:
     """Correlation of co-occurring haematoxylin levels, near and far."""
     # Levels are equal steps of the root: most tissue is faint, and strong stain needs less resolution.
-    levels = np.minimum(np.sqrt(np.clip(nuclear, 0, 1)) * LEVELS, LEVELS - 1).astype(np.uint8)
-    grade = np.arange(LEVELS)
-    columns: Columns = {}
-    for distance in (2, 8):
-        pairs = cooccurrence(levels, distance)
-        marginal = pairs.sum(2)
-        mean = (marginal * grade).sum(1)
-        variance = (marginal * grade**2).sum(1) - mean**2
-        covariance = (pairs * np.multiply.outer(grade, grade)).sum((1, 2)) - mean**2
-        # The constant makes it 0 where there is nothing to correlate.
-        columns[f"cooccurrence_{distance}"] = (covariance / (variance + 0.05)).astype(np.float32)
-    return columns
+    levels = np.sqrt(np.clip(nuclear, 0, 1))
+    levels *= LEVELS
+    np.minimum(np.floor(levels, out=levels), LEVELS - 1, out=levels)
+    return {f"cooccurrence_{distance}": correlation(levels, distance) for distance in (2, 8)}
+
+
+def correlation(levels: Maps, distance: int) -> NDArray[np.float32]:
+    """Correlation (n,) of co-occurring levels (n, h, w), at a distance across and down, both ways.
+
+    The levels are whole numbers from 0 to 7, hence all sums are exact and the co-occurrence itself is not needed.
+    """
+    height, width = (np.arange(side) for side in levels.shape[1:])
+    partners = [1.0 * (place >= distance) + (place < len(place) - distance) for place in (height, width)]
+    times = np.add.outer(*partners).astype(np.float32)  # (h, w): in how many pairs a pixel is the first
+    total = times.sum(dtype=float)
+    mean = np.einsum("nij,ij->n", levels, times) / total
+    variance = np.einsum("nij,ij->n", np.square(levels), times) / total - mean**2
+    across = np.einsum("nij,nij->n", levels[:, :, :-distance], levels[:, :, distance:])
+    down = np.einsum("nij,nij->n", levels[:, :-distance], levels[:, distance:])
+    covariance = 2 * (across + down) / total - mean**2
+    # The constant makes it 0 where there is nothing to correlate.
+    return np.asarray(covariance / (variance + 0.05), np.float32)
 
 
 def nuclei(haematoxylin: Maps) -> tuple[NDArray[np.bool_], Maps]:
@@ -310,15 +314,20 @@ def nuclei(haematoxylin: Maps) -> tuple[NDArray[np.bool_], Maps]:
 
     A centre is the darkest pixel of the 5 x 5 around it, and stands out by more than :data:`NUCLEUS`.
     """
-    smooth = haematoxylin
-    for axis in (1, 2):
-        smooth = correlate1d(smooth, BELL, axis=axis, mode="nearest")
+    # By hand, as ndimage's correlate1d and maximum_filter take several times as long.
+    smooth = np.pad(
+        haematoxylin * np.float32(1 / 2 ** (2 * BELL)), [(0, 0), *[(BELL // 2, BELL // 2)] * 2], mode="edge"
+    )
+    for _ in range(BELL):
+        smooth = smooth[:, :-1] + smooth[:, 1:]
+    for _ in range(BELL):
+        smooth = smooth[:, :, :-1] + smooth[:, :, 1:]
     above = smooth - uniform_filter(smooth, 25, axes=(1, 2), mode="nearest")
-    side = smooth.shape[1]
-    padded = np.pad(smooth, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    # By hand, as ndimage's maximum_filter takes several times as long.
-    rows = reduce(np.maximum, (padded[:, k : k + side] for k in range(5)))
-    peak = reduce(np.maximum, (rows[:, :, k : k + side] for k in range(5)))
+    peak = np.pad(smooth, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    for reach in (1, 2, 1):  # the greatest of 2, of 4, of 5
+        peak = np.maximum(peak[:, :-reach], peak[:, reach:])
+    for reach in (1, 2, 1):
+        peak = np.maximum(peak[:, :, :-reach], peak[:, :, reach:])
     centres = (smooth == peak) & (above > NUCLEUS)
     return centres, above
 
