@@ -41,8 +41,9 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
 ) -> None:
     """Learn expression from image features, positions and the measured spots around.
 
-    Several sections are learnt together: positions count within a section only, features are standardised and gene
-    means taken per section, and what is learnt is shared. Spots outside ``train_on`` are never seen, neither as target
+    Several sections are learnt together: features are standardised and gene means taken per section, and what is
+    learnt is shared. Positions count within a section; the attention model also lays sections of one tissue over each
+    other where their expression clearly says how, and lets none speak that does not fit. Spots outside ``train_on`` are never seen, neither as target
     nor as context.
 
     Parameters
