@@ -1,5 +1,7 @@
 """Held-out scores against numpy, SciPy and scikit-learn by hand; nothing hidden reaches a prediction."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from scipy import sparse, stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from sthisto import evaluation, grids, metrics, tl
+from sthisto.cli import main
 from sthisto.evaluation import Measured, Trial, choose_genes, compare, score
 from sthisto.models import Section
 
@@ -404,6 +407,58 @@ def test_genes_that_nobody_sees_are_refused(section, refuses):
     section.layers["counts"] = sparse.csr_matrix(section.shape)
     with refuses(section, ValueError, "no gene is seen in 10% of the 50 training spots"):
         evaluate(section)
+
+
+# --- from files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(section, tmp_path):
+    section.X = section.layers.pop("counts")
+    section.write_h5ad(tmp_path / "section.h5ad")
+    return tmp_path / "section.h5ad"
+
+
+def test_the_command_writes_and_tells_what_the_function_gives(section, file, capsys):
+    scores, picture = file.with_name("scores.csv"), file.with_name("scores.png")
+    options = ["--models", "ridge,idw", "--repeats", "2", "--seed", "3", "--device", "cpu", "--quiet", "--json"]
+    assert main(["evaluate", str(file), "-o", str(scores), "--picture", str(picture), *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    section.layers["counts"] = section.X
+    expected = tl.evaluate(
+        section, ("ridge", "idw"), n_repeats=2, counts_layer="counts", random_state=3, progress=False
+    )
+    found = pd.read_csv(scores)
+    costs = ["seconds", "peak_memory_mb"]
+    tables = [table[~table["metric"].isin(costs)].reset_index(drop=True) for table in (found, expected)]
+    pd.testing.assert_frame_equal(*tables, check_dtype=False)
+    assert set(told["pearson"]) == {"random", "block"}
+    assert told["pearson"]["block"]["idw"] == pytest.approx(mean(expected, "idw", split="block"))
+    assert told["genes"] == "each training half"
+    assert picture.stat().st_size > 10_000
+
+
+def test_the_command_takes_expression_as_it_is_where_there_are_no_counts(section, file, capsys):
+    section.X = metrics.lognorm(section.X)
+    section.write_h5ad(file)
+    assert main(["evaluate", str(file), "--models", "idw", "--split", "random", "--repeats", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "genes: given" in out
+    assert "ceiling" not in out
+    assert "no raw counts" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--models", "magic"], "--models magic: there are attention"),
+        (["--fraction", "2"], "fraction should lie between 0 and 1"),
+        (["-o", "scores.txt"], "should end in .csv"),
+    ],
+)
+def test_the_command_tells_mistakes_in_one_line(file, capsys, options, match):
+    assert main(["evaluate", str(file), "--models", "idw", "--quiet", *options]) == 2
+    assert match in capsys.readouterr().err
 
 
 # --- real data -------------------------------------------------------------------------------------------------------

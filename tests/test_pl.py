@@ -9,6 +9,7 @@ mpl.use("Agg")
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -346,3 +347,57 @@ def test_history_of_what_has_none_is_refused():
         pl.history(ad.AnnData(np.zeros((3, 2), np.float32)))
     with pytest.raises(ValueError, match="'attention' is fitted in one step"):
         pl.history(fitted(), "mine")
+
+
+def scores(**models):
+    """A table as evaluate gives it: two splits, repeats and genes, with values by model."""
+    rows = [
+        (model, split, repeat, gene, value + 0.1 * (split == "block") + 0.01 * repeat + 0.001 * number)
+        for model, value in models.items()
+        for split in ("random", "block")
+        for repeat in range(3)
+        for number, gene in enumerate(["A", "B", np.nan])
+    ]
+    return pd.DataFrame(rows, columns=["model", "split", "repeat", "gene", "value"]).assign(metric="pearson")
+
+
+def test_evaluation_draws_means_repeats_and_the_ceiling():
+    table = scores(attention=0.5, idw=0.3, ceiling=0.8).assign(library="s")
+    random, block, genes = pl.evaluation(table, show=False)
+    for ax, level in ((random, 0.002), (block, 0.102)):
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["attention", "idw"]
+        assert_allclose([bar.get_height() for bar in ax.patches[:2]], [0.51 + level, 0.31 + level])
+        points = np.concatenate([each.get_offsets() for each in ax.collections])
+        expected = np.add.outer([0.5, 0.3], [0, 0.01, 0.02]).ravel() + level
+        assert_allclose(points[:, 1], expected)
+        assert_allclose(ax.lines[0].get_ydata(), 0.81 + level)
+        assert "noise ceiling" in [text.get_text() for text in ax.texts]
+    assert random.get_ylim() == block.get_ylim()
+    assert random.get_ylim()[1] > 0.93
+    assert (random.get_title(), block.get_title()) == ("random", "block")
+    [cloud] = genes.collections
+    assert_allclose(cloud.get_offsets(), [[0.51, 0.31], [0.511, 0.311]])
+    assert (genes.get_xlabel(), genes.get_ylabel()) == ("attention", "idw")
+    assert_allclose(*genes.lines[0].get_data())
+
+
+def test_evaluation_draws_the_pair_asked_for_and_none_of_one_model(tmp_path):
+    table = scores(attention=0.5, gp=0.4, idw=0.3)
+    axes = pl.evaluation(table, genes=("idw", "gp"), save=tmp_path / "picture.png", show=False)
+    assert (axes[-1].get_xlabel(), axes[-1].get_ylabel()) == ("idw", "gp")
+    assert plt.imread(tmp_path / "picture.png").std() > 0
+    alone = pl.evaluation(table[table["model"] == "gp"], show=False)
+    assert [ax.get_title() for ax in alone] == ["random", "block"]
+    assert isinstance(pl.evaluation(table, return_fig=True), plt.Figure)
+
+
+def test_evaluation_of_what_is_not_there_is_refused():
+    table = scores(attention=0.5, idw=0.3)
+    with pytest.raises(KeyError, match=r"no metric 'mse' in the table \(there are: pearson\)"):
+        pl.evaluation(table, "mse")
+    with pytest.raises(KeyError, match=r"models \['gp'\] are not in the table \(there are: attention, idw\)"):
+        pl.evaluation(table, genes=("gp", "idw"))
+    with pytest.raises(ValueError, match="name two models, of attention, idw"):
+        pl.evaluation(table, genes=("idw", "idw"))
+    with pytest.raises(KeyError, match="no scores gene by gene"):
+        pl.evaluation(table[table["gene"].isna()])

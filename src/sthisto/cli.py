@@ -28,10 +28,12 @@ from sthisto.models import MODELS
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from pandas import DataFrame
 
 logger = logging.getLogger("sthisto")
 
 MODEL, FEATURES, FIT = "attention", "X_histo", "sthisto"
+EVALUATED = ("attention", "gp", "ridge", "idw")
 N_GENES = 1000
 PICTURES = (".jpg", ".pdf", ".png", ".svg")
 KINDS: dict[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list}  # of JSON, for a default
@@ -175,6 +177,69 @@ def _upsample(job: _Job) -> tuple[dict[str, Any], str]:
     return {**paths, **sizes, "reused": job.reused}, text + (f"\n{args.picture}: {', '.join(show)}" if show else "")
 
 
+def _evaluate(job: _Job) -> tuple[dict[str, Any], str]:
+    args = job.args
+    _check_output(args.output, ".csv")
+    _check_output(args.picture, *PICTURES)
+    adata = _read(job)
+    models = _names(args.models)
+    unknown = sorted(set(models) - set(MODELS))
+    if unknown:
+        raise ValueError(f"--models {','.join(unknown)}: there are {', '.join(MODELS)}.")
+    counts = _counts_layer(adata, args.layer)
+    _describe(adata, job, models)
+    with job.step("evaluate"):
+        table = tl.evaluate(
+            adata,
+            models,
+            split=args.split or ("random", "block"),
+            fraction=args.fraction,
+            n_repeats=args.repeats,
+            counts_layer=counts,
+            n_genes=N_GENES,
+            features_key=FEATURES,
+            layer=None if counts or args.layer == "X" else args.layer,
+            genes=None if args.genes is None else _names(args.genes),
+            library_key=args.library_key,
+            image=_image(args.image),
+            random_state=args.seed or 0,
+            device=args.device,
+            progress=job.progress,
+        )
+    for path, write in ((args.output, _write_table), (args.picture, _draw_table)):
+        if path is not None:
+            with job.step(f"write {path.name}"), _whole_file(path) as partial:
+                write(table, partial)
+    return _told_scores(table, args)
+
+
+def _told_scores(table: "DataFrame", args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Mean Pearson r of each model in each split, as data and as text."""
+    means = (
+        evaluation.gene_means(table, "pearson").groupby(["split", "model"], sort=False)["value"].mean().reset_index()
+    )
+    scores: dict[str, dict[str, float]] = {}
+    for split, model, r in zip(means["split"], means["model"], means["value"], strict=True):
+        scores.setdefault(str(split), {})[str(model)] = float(r)
+    width = max(len(model) for each in scores.values() for model in each) + 2
+    rows = [
+        f"  {model:<{width}}" + "".join(f"{each[model]:>10.3f}" for each in scores.values())
+        for model in next(iter(scores.values()))
+    ]
+    paths = {
+        name: None if path is None else str(path) for name, path in vars(args).items() if name in ("output", "picture")
+    }
+    text = "\n".join(
+        [
+            f"Pearson r on hidden spots, mean over genes and {args.repeats} repeats; genes: {table['genes'].iloc[0]}",
+            f"  {'':<{width}}" + "".join(f"{split:>10}" for split in scores),
+            *rows,
+            *(path for path in paths.values() if path),
+        ]
+    )
+    return {**paths, "repeats": args.repeats, "genes": str(table["genes"].iloc[0]), "pearson": scores}, text
+
+
 def _demo(job: _Job) -> tuple[dict[str, Any], str]:
     folder, seed = job.args.output, job.args.seed or 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,6 +347,20 @@ def _prepare(adata: "AnnData", job: _Job) -> list[str] | None:
     return genes
 
 
+def _counts_layer(adata: "AnnData", layer: str | None) -> str | None:
+    """Name the layer with raw counts, unless the person named one with expression; X may hold them, too."""
+    if layer not in (None, "X"):
+        return None
+    if _are_counts(adata.X):
+        adata.layers["counts"] = adata.X
+        logger.info("X holds raw counts")
+    elif layer == "X" or "counts" not in adata.layers or not _are_counts(adata.layers["counts"]):
+        logger.info("no raw counts: genes are scored as they are in the file, and no noise ceiling is given")
+        return None
+    logger.info("expression from the counts, %d genes chosen anew on each training half", N_GENES)
+    return "counts"
+
+
 def _are_counts(matrix: Any) -> bool:
     """Whether a matrix holds counts: whole numbers, none below 0, not all 0."""
     values = _values(matrix)
@@ -333,6 +412,16 @@ def _extract(adata: "AnnData", job: _Job) -> None:
         )
 
 
+def _describe(adata: "AnnData", job: _Job, models: Sequence[str]) -> None:
+    """Extract features where one of the models reads them and they are not there."""
+    if not any("features" in MODELS[model].inputs for model in models):
+        return
+    if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
+        job.reuse(f"obsm[{FEATURES!r}] of {job.args.section}")
+    else:
+        _extract(adata, job)
+
+
 def _learn(adata: "AnnData", job: _Job, genes: list[str] | None) -> None:
     """Fit, after the features where the model reads them and they are not there."""
     args, model = job.args, job.args.model or MODEL
@@ -372,6 +461,17 @@ def _draw(adata: "AnnData", dense: "AnnData", show: Sequence[str], path: Path, *
     mpl.use("Agg")  # a file is all that is wanted, and there may be no screen
     with _whole_file(path) as partial:
         pl.genes(adata, dense, list(show), show=False, save=partial, **options)
+
+
+def _write_table(table: "DataFrame", path: Path) -> None:
+    table.to_csv(path, index=False)
+
+
+def _draw_table(table: "DataFrame", path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    pl.evaluation(table, show=False, save=path)
 
 
 @contextmanager
@@ -526,6 +626,7 @@ def _parser() -> argparse.ArgumentParser:
         ("features", _add_features, "describe the tissue around every spot"),
         ("fit", _add_fit, "learn expression from the tissue and the spots around"),
         ("upsample", _add_upsample, "predict expression on a dense grid, with all that is needed before"),
+        ("evaluate", _add_evaluate, "hide spots, predict them, and score models beside each other"),
     ):
         command = commands.add_parser(name, help=told, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("section", type=Path, metavar="SECTION.h5ad", help="AnnData with obsm['spatial']")
@@ -581,6 +682,31 @@ def _add_upsample(command: argparse.ArgumentParser) -> None:
     command.add_argument("--show", metavar="GENE,GENE", help="genes to draw")
     _add_feature_options(command)
     _add_fit_options(command)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Hide half of the spots, one by one and in blocks, fit models on the others, and score them on\n"
+        "the hidden ones. With raw counts, in X or in layers['counts'], genes are chosen anew on each\n"
+        "training half and the noise ceiling is given."
+    )
+    command.epilog = "example:\n  sthisto evaluate SECTION.h5ad --image SECTION.jpg -o scores.csv"
+    command.set_defaults(run=_evaluate)
+    command.add_argument("-o", "--output", type=Path, metavar="SCORES.csv", help="scores of every gene, one a line")
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the models beside each other")
+    command.add_argument(
+        "--models",
+        default=",".join(EVALUATED),
+        metavar="NAME,NAME",
+        help=f"of {', '.join(MODELS)} (default %(default)s)",
+    )
+    command.add_argument("--split", action="append", choices=("random", "block"), help="one of them (default: both)")
+    command.add_argument("--fraction", type=float, default=0.5, metavar="SHARE", help="to hide (default 0.5)")
+    command.add_argument("--repeats", type=_positive, default=3, metavar="N", help="of each split (default 3)")
+    command.add_argument("--genes", metavar="GENES", help="genes to score: a file with one a line, or A,B,C")
+    command.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression")
+    command.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
+    _add_feature_options(command)
 
 
 def _add_feature_options(command: argparse.ArgumentParser) -> None:
