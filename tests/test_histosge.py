@@ -243,10 +243,13 @@ def test_colour_is_read_where_pixels_are():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_few_spots_and_no_points(variant):
+def test_few_spots_and_no_points_and_many(variant):
     model = fitted(spots(n=3), variant=variant)
     assert np.isfinite(model.predict(points())).all()
     assert model.predict(points(m=0)).shape == (0, 4)
+    many = points(m=2100)
+    last = Section(name="a", xy=many.xy[-60:], features=many.features[-60:])
+    assert_allclose(model.predict(many)[-60:], model.predict(last), atol=1e-5)
 
 
 def test_what_cannot_be_fitted_is_refused():

@@ -141,7 +141,7 @@ MODELS: dict[str, ModelSpec] = {
         source="sthisto.models.stage:Stage",
         inputs=frozenset({"xy"}),
         context="section",
-        reference="Li et al. 2024, STAGE, Nucleic Acids Research",
+        reference="Li et al. 2024, doi:10.1093/nar/gkae294",
         iterative=True,
         memorises=False,
     ),

@@ -201,10 +201,12 @@ class HisToSGE:
             if points.patches is None:
                 raise ValueError(f"the model was fitted with the spots' pixels; section {points.name!r} has no patches")
             points = _coloured([points])[0]
-        look = centring.standardised(points).astype(np.float32)
-        section = np.full(len(points), centring.index(points.name))
-        predicted = self._output(self._tensors(points.xy, section, look))
-        return predicted if self._scripts else predicted + centring.mean_of(points.name).astype(np.float32)
+        base = 0 if self._scripts else centring.mean_of(points.name).astype(np.float32)
+        predicted = np.empty((len(points), centring.gene_mean.shape[1]), dtype=np.float32)
+        for rows, look in centring.chunks(points):
+            section = np.full(len(look), centring.index(points.name))
+            predicted[rows] = base + self._output(self._tensors(points.xy[rows], section, look.astype(np.float32)))
+        return predicted
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Weights of the network, and the look and place of the spots that are attended to."""
@@ -228,8 +230,9 @@ class HisToSGE:
             network = Network(
                 n_features, n_genes, scripts=self._scripts, dropout=0.0 if self._scripts else self.dropout, **sizes
             )
+        place = self._place(self._state["xy"], self._state["section"])
         self._device, self._network = device, network.to(device)
-        self._spots = self._tensors(self._state["xy"], self._state["section"], self._state["look"])[:2]
+        self._spots = [torch.from_numpy(each).to(device) for each in (self._state["look"], place)]
 
     def _train(self, spots: list[Tensor], target: Floats, *, seed: int, progress: bool) -> NDArray[np.intp]:
         """Train on all spots but a share, whose rows it gives."""

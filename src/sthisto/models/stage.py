@@ -1,4 +1,4 @@
-"""STAGE: an autoencoder of expression whose latent space is the plane of the tissue (Li et al. 2024).
+"""STAGE: an autoencoder whose latent space is the plane of the tissue (Li et al. 2024, doi:10.1093/nar/gkae294).
 
 It reads no image. The encoder E takes a spot's expression x to two numbers, which are held to the spot's coordinates c;
 the decoder D takes them back. Once trained, D at any coordinates is the map:
