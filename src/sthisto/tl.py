@@ -43,8 +43,8 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
 
     Several sections are learnt together: features are standardised and gene means taken per section, and what is
     learnt is shared. Positions count within a section; the attention model also lays sections of one tissue over each
-    other where their expression clearly says how, and lets none speak that does not fit. Spots outside ``train_on`` are never seen, neither as target
-    nor as context.
+    other where their expression clearly says how, and lets none speak that does not fit. Spots outside ``train_on`` are
+    never seen, neither as target nor as context.
 
     Parameters
     ----------
