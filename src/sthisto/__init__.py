@@ -7,9 +7,9 @@ torch, timm, scanpy and matplotlib are loaded by the functions that need them.
 
 import logging
 
-from sthisto import datasets, encoders, grids, images, metrics, models, pl, pp, tl
+from sthisto import datasets, encoders, evaluation, grids, images, metrics, models, pl, pp, tl
 
 __version__ = "0.1.0"
-__all__ = ["datasets", "encoders", "grids", "images", "metrics", "models", "pl", "pp", "tl"]
+__all__ = ["datasets", "encoders", "evaluation", "grids", "images", "metrics", "models", "pl", "pp", "tl"]
 
 logging.getLogger("sthisto").addHandler(logging.NullHandler())

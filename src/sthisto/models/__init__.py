@@ -39,9 +39,7 @@ class Model(Protocol):
 
     history: dict[str, NDArray[np.float64]]  # curves over epochs; empty where nothing iterates
 
-    def fit(
-        self, sections: Sequence[Section], *, seed: int, device: str, progress: bool
-    ) -> list[NDArray[np.float32]]:
+    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
         """Learn; return for each section (n, g) what the model says of each spot without having seen it.
 
         Rows that the model cannot hold back are NaN. The spread of a new measurement is learnt from these.
