@@ -114,7 +114,7 @@ def _describe(patches: NDArray[np.uint8], views: Maps) -> Columns:
     """All features of up to ``BLOCK`` patches (n, 256, 256, 3), by name; their maps are written to ``views``.
 
     Sums run in an order that depends on no other patch, so that a patch gives the same bits in any batch: hence the
-    sums by halving instead of numpy's, and no matrix product.
+    sums by halving, along contiguous rows or of whole numbers, and no matrix product.
     """
     rows = np.add(patches[:, 0::2], patches[:, 1::2], dtype=np.uint16)
     middle, whole = views[:, :, : len(patches)]
