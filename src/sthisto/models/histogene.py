@@ -160,7 +160,7 @@ class SectionNetwork(nn.Module):
     def forward(self, patches: Tensor, xy: Tensor, neighbours: Tensor) -> Tensor:
         """Deviations (n, g) of the spots of one section; ``neighbours`` (n, k) are rows."""
         seen = self.layers(self.join(self.look(patches), *self.place(xy)))[-1]
-        return self.head(seen, seen[neighbours])
+        return self.head(seen, functional.embedding(neighbours, seen))
 
     def beside(self, points: Tensor, layers: Sequence[Tensor], neighbours: Tensor) -> Tensor:
         """Deviations (m, g) of points with tokens (m, c), given the spots' layers and neighbours (m, k) among them."""

@@ -105,7 +105,8 @@ class Network(nn.Module):
         own, offered = self.before_attention(tokens), self.before_attention(spots)
         query = self.query(own).reshape(len(own), 1, self.heads, 64).transpose(1, 2)  # (m, heads, 1, 64)
         keys, values = (
-            torch.cat([give(own)[:, None], give(offered)[context]], dim=1)
+            # embedding, not indexing: the gradient of the latter adds up in no fixed order on several threads
+            torch.cat([give(own)[:, None], functional.embedding(context, give(offered))], dim=1)
             .reshape(len(own), 1 + context.shape[1], self.heads, 64)
             .transpose(1, 2)
             for give in (self.key, self.value)
