@@ -33,7 +33,7 @@ SECTIONS = {
     "MOB2": Source("mob/MOB2.h5ad", "mob/MOB2.jpg", 200.0, 0.1),
     "151673": Source("dlpfc/151673.h5ad", None, 100.0, 0.0),
 }
-PARTNERS = {"C2": "C3", "C3": "C2"}  # serial sections of one patient
+PARTNERS = {"C2": "C3", "C3": "C2", "MOB1": "MOB2", "MOB2": "MOB1"}  # serial sections of one tissue
 
 
 def read(name: str, data: Path = DATA, encoder: str = "handcrafted") -> AnnData:

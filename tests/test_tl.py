@@ -120,7 +120,7 @@ def test_predictions_are_finite_and_not_negative(section, model):
     assert (std[:, :7] > 0).all()
 
 
-@pytest.mark.parametrize("model", [name for name in EVERY if not MODELS[name].iterative])  # 3 epochs teach nothing
+@pytest.mark.parametrize("model", sorted(set(EVERY) - {"stage"}))  # 3 of its 2 000 epochs tell nothing of its spread
 def test_nine_of_ten_hidden_measurements_lie_within_1_64_deviations(section, model):
     hidden = np.arange(section.n_obs) % 2 > 0
     mean, std = predicted(fit(section, model, train_on=~hidden))
