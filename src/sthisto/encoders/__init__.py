@@ -7,12 +7,22 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ENCODERS", "Encoder", "EncoderSpec", "check_patches", "load"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "EncoderSpec",
+    "LearntEncoder",
+    "TokenEncoder",
+    "check_patches",
+    "has_tokens",
+    "has_weights",
+    "load",
+]
 
 Colour = tuple[float, float, float]
 
@@ -32,6 +42,49 @@ class Encoder(Protocol):
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features (n, dim) of RGB patches (n, field, field, 3)."""
+
+
+class TokenEncoder(Encoder, Protocol):
+    """An encoder that also describes the places of a patch, so that one pass gives features at many points.
+
+    A token stands for ``stride`` x ``stride`` pixels and knows what is around them.
+    """
+
+    token_dim: int  # features of a token
+    stride: int  # pixels between neighbouring tokens
+
+    def tokens(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (n, t, t, token_dim) of the places of patches (n, field, field, 3), t = field // stride.
+
+        In reading order (rows, then columns), class and register tokens left out, after the network's last norm:
+        their mean over the places is what pooling="mean" gives for the patch.
+        """
+
+
+class LearntEncoder(Encoder, Protocol):
+    """An encoder with weights, which says where they come from and can hand them over."""
+
+    provenance: dict[str, Any]  # strings, numbers and arrays: all that is needed to build it again, and its licence
+
+    def weights_bytes(self) -> bytes:
+        """All weights and buffers, as the bytes of a safetensors file."""
+
+
+def has_tokens(encoder: Encoder) -> TypeGuard[TokenEncoder]:
+    """Tell whether the encoder describes the places of a patch, as :class:`TokenEncoder` has it.
+
+    Examples
+    --------
+    >>> has_tokens(load("handcrafted"))
+    False
+    """
+    sizes = [getattr(encoder, name, None) for name in ("token_dim", "stride")]
+    return all(isinstance(size, int | np.integer) for size in sizes) and callable(getattr(encoder, "tokens", None))
+
+
+def has_weights(encoder: Encoder) -> TypeGuard[LearntEncoder]:
+    """Tell whether the encoder knows where its weights come from, as :class:`LearntEncoder` has it."""
+    return isinstance(getattr(encoder, "provenance", None), dict) and callable(getattr(encoder, "weights_bytes", None))
 
 
 @dataclass(frozen=True, kw_only=True)
