@@ -19,8 +19,8 @@ from scipy import sparse
 from scipy.stats import pearsonr
 
 import sthisto
-from sthisto import cli
-from sthisto.cli import main
+from sthisto.cli import _demo, main
+from sthisto.cli._steps import params_in
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -149,7 +149,7 @@ def test_models_that_read_pixels_get_the_picture_and_its_scale(path, tmp_path, s
         given.update(options, made=adata.uns.get("sthisto", {}).get("features"))
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(cli.tl, "fit", fit)
+    monkeypatch.setattr(sthisto.tl, "fit", fit)
     arguments = ["fit", path, "-o", tmp_path / "o.h5ad", "--model", "stnet", "--image", tmp_path / "p.png"]
     assert run(*arguments) == 2
     assert (given["image"], given["made"]) == (str(tmp_path / "p.png"), None)
@@ -299,8 +299,8 @@ def test_a_picture_of_genes(described, tmp_path, capsys):
 
 def test_the_demo_scores_hidden_spots_only(tmp_path, capsys, monkeypatch):
     small = sthisto.datasets.synthetic(50, n_genes=20)
-    monkeypatch.setattr(cli.datasets, "synthetic", lambda seed: small.copy())
-    monkeypatch.setattr(cli, "MODEL", "ridge")
+    monkeypatch.setattr(sthisto.datasets, "synthetic", lambda seed: small.copy())
+    monkeypatch.setattr(_demo, "MODEL", "ridge")
     folder = tmp_path / "new" / "demo"
     assert run("demo", "-o", folder, "--quiet") == 0
     table = capsys.readouterr().out.splitlines()
@@ -423,13 +423,13 @@ def test_an_interrupted_run(path, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.tl, "fit", interrupted)
+    monkeypatch.setattr(sthisto.tl, "fit", interrupted)
     assert run("fit", path, "-o", tmp_path / "out.h5ad", "--model", "idw") == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_bug_is_not_told_as_a_mistake(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.tl, "fit", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(sthisto.tl, "fit", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("fit", path, "-o", tmp_path / "out.h5ad", "--model", "idw")
 
@@ -466,7 +466,7 @@ def test_warnings_for_developers_are_not_shown(path, tmp_path, monkeypatch, caps
         warnings.warn("spots are few\n  in layer= 'x'.", UserWarning, stacklevel=1)
         raise KeyError("stop here")
 
-    monkeypatch.setattr(cli.tl, "fit", warn)
+    monkeypatch.setattr(sthisto.tl, "fit", warn)
     assert run("fit", path, "-o", tmp_path / "out.h5ad", "--model", "idw", "--quiet") == 2
     expected = "sthisto: warning: spots are few in --layer 'x'.\nsthisto: error: stop here\n"
     assert capsys.readouterr().err == expected
@@ -491,4 +491,4 @@ def test_logging_and_warnings_are_left_as_they_were(path, tmp_path):
     ],
 )
 def test_settings_of_a_model(model, given, expected):
-    assert cli._params(model, given) == expected
+    assert params_in(model, given) == expected

@@ -16,6 +16,7 @@ from sthisto import evaluation, grids, metrics, tl
 from sthisto.cli import main
 from sthisto.evaluation import Measured, Trial, choose_genes, compare, score
 from sthisto.models import Section
+from sthisto.tl._sections import build
 
 COUNTS = {"counts_layer": "counts", "n_genes": 8, "device": "cpu", "progress": False}
 
@@ -128,7 +129,7 @@ def test_expression_from_counts_is_that_of_scanpy(section):
 @pytest.mark.parametrize("model", ["attention", "gp", "ridge", "idw"])
 def test_what_is_hidden_changes_no_gene_and_no_bit_of_a_prediction(section, model, monkeypatch):
     predictions = []
-    kind = type(tl._build(model, None))
+    kind = type(build(model, None))
     original = kind.predict
     monkeypatch.setattr(
         kind, "predict", lambda self, points: predictions.append(original(self, points)) or predictions[-1]

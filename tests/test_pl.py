@@ -20,6 +20,7 @@ from scipy.spatial import KDTree
 
 from sthisto import pl
 from sthisto.datasets import synthetic, synthetic_truth
+from sthisto.pl._panels import _cell
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GENES = ["region_00", "fine_01", "hidden_03"]
@@ -138,7 +139,7 @@ def test_a_cell_holds_what_is_nearest_to_its_point(angle, skew, seed):
     turn = np.exp(1j * np.deg2rad(angle))
     second = turn * (skew + 1j * np.sqrt(1 - skew**2))
     basis = 7 * np.array([[turn.real, turn.imag], [second.real, second.imag]])
-    cell = mpl.path.Path(pl._cell(basis))
+    cell = mpl.path.Path(_cell(basis))
     places = np.random.default_rng(seed).uniform(-10, 10, (200, 2))
     lattice = (np.indices((9, 9)).reshape(2, -1).T - 4) @ basis
     distance = np.linalg.norm(places[:, None] - lattice, axis=2)

@@ -1,0 +1,60 @@
+"""The command line: files in, files out.
+
+Each command reads an AnnData file, does what is missing, says what it decided, and writes its result whole or not at
+all. What the person did wrong ends in one line and exit code 2; decisions go to stderr, the result to stdout.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+from sthisto import __version__
+from sthisto.cli._job import Job
+from sthisto.cli._options import parser
+from sthisto.cli._talk import one_line, spoken
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Pipelines need to tell a mistake in their input from a fault of the program: the first is one line on stderr and 2,
+    the second a traceback.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; ``None`` takes those of the process.
+
+    Returns
+    -------
+    0, or 2 where the input was wrong, or 130 where the run was interrupted.
+
+    Raises
+    ------
+    SystemExit
+        2 for options that cannot be read, 0 after ``--help``.
+
+    Examples
+    --------
+    >>> main(["fit", "section.h5ad", "--save", "nowhere/fit.safetensors"])
+    2
+    """
+    args = parser().parse_args(argv)
+    job = Job(args)
+    with spoken(quiet=args.quiet):
+        try:
+            summary, text = args.run(job)
+        except (KeyError, ValueError, OSError, ImportError) as error:
+            if args.debug:
+                traceback.print_exc()
+            print(f"sthisto: error: {one_line(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("sthisto: interrupted, nothing half-written is left", file=sys.stderr)
+            return 130
+    told = {"command": args.command, "version": __version__, **summary, "seconds": job.seconds}
+    print(json.dumps(told) if args.json else text)
+    return 0

@@ -1,0 +1,162 @@
+"""The options of every command."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from sthisto import __version__
+from sthisto.cli._commands import run_evaluate, run_features, run_fit, run_upsample
+from sthisto.cli._demo import run_demo
+from sthisto.cli._job import FEATURES, MODEL
+from sthisto.cli._steps import N_GENES
+from sthisto.encoders import ENCODERS
+from sthisto.models import MODELS
+
+EVALUATED = ("attention", "gp", "ridge", "idw")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"sthisto: error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sthisto",
+        description="Dense spatial gene expression from histology.",
+        epilog="Start with 'sthisto demo'. On your own section, 'sthisto upsample' does all the steps at once:\n"
+        "  sthisto upsample SECTION.h5ad --image SECTION.jpg -o dense.h5ad",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sthisto {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="run the whole job on a synthetic section",
+        description="Make a synthetic section, hide half of its spots, predict them, print how well that went beside "
+        "inverse-distance weighting, then write the dense map of all spots and a picture of it.",
+    )
+    demo.set_defaults(run=run_demo)
+    demo.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
+    demo.add_argument("--seed", type=int, metavar="N", help="of the section and all that follows (default 0)")
+    demo.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    for name, add, told in (
+        ("features", _add_features, "describe the tissue around every spot"),
+        ("fit", _add_fit, "learn expression from the tissue and the spots around"),
+        ("upsample", _add_upsample, "predict expression on a dense grid, with all that is needed before"),
+        ("evaluate", _add_evaluate, "hide spots, predict them, and score models beside each other"),
+    ):
+        command = commands.add_parser(name, help=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.add_argument("section", type=Path, metavar="SECTION.h5ad", help="AnnData with obsm['spatial']")
+        add(command)
+    for command in commands.choices.values():
+        talk = command.add_argument_group("talking")
+        talk.add_argument("--json", action="store_true", help="print the summary as JSON")
+        talk.add_argument("--quiet", action="store_true", help="no progress, only warnings and the result")
+        talk.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def _add_features(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Cut a patch of the picture at every spot, describe it, and write the section with the\n"
+        f"description in obsm['{FEATURES}']. The expression is left as it is."
+    )
+    command.set_defaults(run=run_features)
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5ad", help="section with features")
+    _add_feature_options(command)
+
+
+def _add_fit(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Fit a model and write the section that holds it (-o), the model alone (--save), or both.\n"
+        "Image features are made where the model reads them and the section has none.\n"
+        f"Raw counts are normalised (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
+    )
+    command.set_defaults(run=run_fit)
+    command.add_argument("-o", "--output", type=Path, metavar="OUT.h5ad", help="section with the fitted model")
+    command.add_argument("--save", type=Path, metavar="FILE.safetensors", help="the fitted model alone")
+    _add_feature_options(command)
+    _add_fit_options(command)
+
+
+def _add_upsample(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Predict expression on a grid finer than the spots and write it as a section of its own.\n"
+        "Features and a fitted model are used where the section has them, and made where not.\n"
+        f"Raw counts are normalised (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
+    )
+    command.epilog = "example:\n  sthisto upsample SECTION.h5ad --image SECTION.jpg -o dense.h5ad"
+    command.set_defaults(run=run_upsample)
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DENSE.h5ad", help="the dense section")
+    command.add_argument(
+        "--grid",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="refine the array N times: N*N as many points (default 2)",
+    )
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw genes, measured beside predicted")
+    command.add_argument("--show", metavar="GENE,GENE", help="genes to draw")
+    _add_feature_options(command)
+    _add_fit_options(command)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Hide half of the spots, one by one and in blocks, fit models on the others, and score them on\n"
+        "the hidden ones. With raw counts, in X or in layers['counts'], genes are chosen anew on each\n"
+        "training half and the noise ceiling is given."
+    )
+    command.epilog = "example:\n  sthisto evaluate SECTION.h5ad --image SECTION.jpg -o scores.csv"
+    command.set_defaults(run=run_evaluate)
+    command.add_argument("-o", "--output", type=Path, metavar="SCORES.csv", help="scores of every gene, one a line")
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the models beside each other")
+    command.add_argument(
+        "--models",
+        default=",".join(EVALUATED),
+        metavar="NAME,NAME",
+        help=f"of {', '.join(MODELS)} (default %(default)s)",
+    )
+    command.add_argument("--split", action="append", choices=("random", "block"), help="one of them (default: both)")
+    command.add_argument("--fraction", type=float, default=0.5, metavar="SHARE", help="to hide (default 0.5)")
+    command.add_argument("--repeats", type=_positive, default=3, metavar="N", help="of each split (default 3)")
+    command.add_argument("--genes", metavar="GENES", help="genes to score: a file with one a line, or A,B,C")
+    command.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression")
+    command.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
+    _add_feature_options(command)
+
+
+def _add_feature_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("picture and features")
+    group.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        help="picture that the coordinates refer to (default: the sharpest in uns['spatial']); several sections: "
+        "--image NAME=FILE for each",
+    )
+    group.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section of each spot")
+    group.add_argument("--encoder", choices=sorted(ENCODERS), metavar="NAME", help=f"one of {', '.join(ENCODERS)}")
+    group.add_argument("--weights", metavar="FILE", help="local weights of the encoder")
+    group.add_argument("--patch-um", type=float, metavar="UM", help="side of the patch (default: the encoder's)")
+    group.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel (default: found out)")
+    group.add_argument("--pitch-um", type=float, metavar="UM", help="distance of neighbouring spots, to derive --mpp")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+
+
+def _add_fit_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("model")
+    names = ", ".join(MODELS)
+    group.add_argument("--model", choices=sorted(MODELS), metavar="NAME", help=f"{names} (default {MODEL})")
+    group.add_argument("--params", action="append", metavar="NAME=VALUE", help="setting of the model, as epochs=20")
+    group.add_argument("--genes", metavar="GENES", help="genes to model: a file with one a line, or A,B,C")
+    group.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression (default: X)")
+    group.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1, 2, 3 ...")
+    return number

@@ -1,0 +1,200 @@
+"""The steps that commands share: counts, genes, features, fit."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from sthisto import _slide, evaluation, metrics, pp, tl
+from sthisto.models import MODELS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
+
+N_GENES = 1000
+KINDS: dict[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list}  # of JSON, for a default
+FEATURE_OPTIONS = ("encoder", "weights", "patch_um", "mpp", "pitch_um")
+FIT_OPTIONS = ("model", "params", "genes", "layer", "seed")
+
+
+def prepare(adata: "AnnData", job: Job) -> list[str] | None:
+    """Log-normalise raw counts and choose genes; return those asked for by name."""
+    args = job.args
+    genes = None if args.genes is None else names_in(args.genes)
+    _slide.genes_to_model(adata, genes)
+    if args.layer not in (None, "X") or not are_counts(adata.X):
+        if genes is None and "highly_variable" not in adata.var:
+            logger.info("no var['highly_variable']: all %d genes are modelled", adata.n_vars)
+        return genes
+    others = [name for name, layer in adata.layers.items() if name != "counts" and _log_normalised(layer)]
+    if others and args.layer is None:
+        raise ValueError(
+            f"adata.X holds raw counts, but layers hold log-normalised expression ({', '.join(others)}). "
+            f"Say which to learn from: --layer {others[0]}, or --layer X to normalise the counts."
+        )
+    counts = adata.X
+    adata.layers.setdefault("counts", counts)
+    adata.X = metrics.lognorm(counts)
+    logger.info("X holds raw counts: scaled to 10 000 a spot over all %d genes, then log1p", adata.n_vars)
+    if genes is None and "highly_variable" in adata.var:
+        job.reuse(f"var['highly_variable'] of {args.section}")
+    elif genes is None:
+        adata.var["highly_variable"] = choose_genes(adata, counts, args.library_key)
+    return genes
+
+
+def counts_layer(adata: "AnnData", layer: str | None) -> str | None:
+    """Name the layer with raw counts, unless the person named one with expression; X may hold them, too."""
+    if layer not in (None, "X"):
+        return None
+    if are_counts(adata.X):
+        adata.layers["counts"] = adata.X
+        logger.info("X holds raw counts")
+    elif layer == "X" or "counts" not in adata.layers or not are_counts(adata.layers["counts"]):
+        logger.info("no raw counts: genes are scored as they are in the file, and no noise ceiling is given")
+        return None
+    logger.info("expression from the counts, %d genes chosen anew on each training half", N_GENES)
+    return "counts"
+
+
+def are_counts(matrix: Any) -> bool:
+    """Whether a matrix holds counts: whole numbers, none below 0, not all 0."""
+    values = _values(matrix)
+    return bool(values.size and values.min() >= 0 and values.max() > 0 and (values == np.rint(values)).all())
+
+
+def _log_normalised(matrix: Any) -> bool:
+    values = _values(matrix)
+    return bool(values.size and np.isfinite(values).all() and values.min() >= 0 and not are_counts(matrix))
+
+
+def _values(matrix: Any) -> Any:
+    if matrix is None:
+        return np.empty(0)
+    return matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> evaluation.Mask:
+    """Mask (g,) of the genes worth modelling: seen often enough, then the most variable."""
+    libraries = _slide.sections(adata, library_key)
+    least = 0.0 if adata.n_obs > evaluation.MANY_SPOTS * len(libraries) else evaluation.LEAST_SEEN
+    labels = np.zeros(adata.n_obs) if library_key is None else adata.obs[library_key].to_numpy()
+    chosen = evaluation.choose_genes(sparse.csr_matrix(counts), labels, N_GENES, least_seen=least)
+    logger.info(
+        "%d of %d genes chosen: seen in %s, then by variance (seurat_v3) where over %d",
+        chosen.sum(),
+        adata.n_vars,
+        f"{least:.0%} of the spots" if least else "any spot",
+        N_GENES,
+    )
+    return chosen
+
+
+def extract(adata: "AnnData", job: Job) -> None:
+    args = job.args
+    with job.step("features"):
+        pp.extract_features(
+            adata,
+            args.encoder or "handcrafted",
+            image=image_in(args.image),
+            library_key=args.library_key,
+            patch_um=args.patch_um,
+            mpp=args.mpp,
+            pitch_um=args.pitch_um,
+            weights=args.weights,
+            device=args.device,
+            key_added=FEATURES,
+            progress=job.progress,
+        )
+
+
+def describe(adata: "AnnData", job: Job, models: Sequence[str]) -> None:
+    """Extract features where one of the models reads them and they are not there."""
+    if not any("features" in MODELS[model].inputs for model in models):
+        return
+    if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
+        job.reuse(f"obsm[{FEATURES!r}] of {job.args.section}")
+    else:
+        extract(adata, job)
+
+
+def learn(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
+    """Fit, after the features where the model reads them and they are not there."""
+    args, model = job.args, job.args.model or MODEL
+    params = params_in(model, args.params or [])
+    reads = MODELS[model].inputs
+    # the record of the features tells the scale to models that read pixels
+    if "features" in reads or ("patches" in reads and job.asked("mpp", "pitch_um")):
+        if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
+            job.reuse(f"obsm[{FEATURES!r}] of {args.section}")
+        else:
+            extract(adata, job)
+    with job.step("fit"):
+        tl.fit(
+            adata,
+            model,
+            features_key=FEATURES,
+            layer=None if args.layer == "X" else args.layer,
+            genes=genes,
+            library_key=args.library_key,
+            image=image_in(args.image),
+            params=params,
+            random_state=args.seed or 0,
+            device=args.device,
+            key_added=FIT,
+            progress=job.progress,
+        )
+
+
+def names_in(text: str) -> list[str]:
+    """Genes from a file, one a line, or from a list with commas."""
+    path = Path(text)
+    if path.is_file():
+        lines = (line.strip() for line in path.read_text().splitlines())
+        names = [line for line in lines if line and not line.startswith("#")]
+    elif path.suffix in (".txt", ".csv", ".tsv") or "/" in text:
+        raise FileNotFoundError(f"no file {text} with genes, one a line.")
+    else:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"no gene in {text!r}: name them with commas between, or a file with one a line.")
+    return names
+
+
+def image_in(given: list[str] | None) -> str | dict[str, str] | None:
+    """One picture for all, or a picture for each section by its name."""
+    if not given:
+        return None
+    pairs = [entry.partition("=") for entry in given]
+    if all(equals for _, equals, _ in pairs) and not Path(given[0]).exists():
+        return {name: path for name, _, path in pairs}
+    if len(given) > 1:
+        raise ValueError("several --image: give each as SECTION=FILE, with the section's name in --library-key.")
+    return given[0]
+
+
+def params_in(model: str, given: Sequence[str]) -> dict[str, Any]:
+    """Read settings of a model from ``epochs=20`` or ``epochs=20,members=2``; refuses values of another kind."""
+    params: dict[str, Any] = {}
+    for assignment in (each for text in given for each in re.split(r",(?=\w+=)", text)):
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--params {assignment}: expected NAME=VALUE, as epochs=20.")
+        try:
+            params[name] = json.loads(value)
+        except json.JSONDecodeError:
+            params[name] = value
+    defaults = {each.name: each.default for each in fields(MODELS[model].load())}  # type: ignore[arg-type]  # a dataclass
+    for name, value in params.items():
+        default = defaults.get(name)
+        kinds = KINDS.get(type(default), object)
+        if not isinstance(value, kinds):
+            raise ValueError(f"--params {name}={value}: expected a value like {json.dumps(default)}.")
+    return params

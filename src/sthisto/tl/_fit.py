@@ -1,0 +1,152 @@
+"""Learn expression from tissue."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sthisto import _slide
+from sthisto.models import MODELS
+from sthisto.uncertainty import Spread
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+from sthisto.tl._sections import Pixels, build, section_of
+
+
+def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
+    adata: "AnnData",
+    model: str = "attention",
+    *,
+    features_key: str = "X_histo",
+    layer: str | None = None,
+    genes: Iterable[str] | None = None,
+    train_on: str | NDArray[np.bool_] | None = None,
+    library_key: str | None = None,
+    image: Any = None,
+    params: Mapping[str, Any] | None = None,
+    random_state: int = 0,
+    device: str | None = None,
+    key_added: str = "sthisto",
+    progress: bool = True,
+) -> None:
+    """Learn expression from image features, positions and the measured spots around.
+
+    Several sections are learnt together: features are standardised and gene means taken per section, and what is
+    learnt is shared. Positions count within a section; the attention model also lays sections of one tissue over each
+    other where their expression clearly says how, and lets none speak that does not fit. Spots outside ``train_on`` are
+    never seen, neither as target nor as context.
+
+    Parameters
+    ----------
+    adata
+        Section with log-normalised expression, spot centres in ``obsm["spatial"]`` and image features in ``obsm``.
+    model
+        Name in :data:`sthisto.models.MODELS`.
+    features_key
+        Features (n, d) in ``obsm``, from :func:`sthisto.pp.extract_features` or elsewhere.
+    layer
+        Layer with log-normalised expression; ``None`` reads ``X``.
+    genes
+        Genes to model; ``None`` takes ``var["highly_variable"]`` where present, else all.
+    train_on
+        Boolean column of ``obs``, or mask (n,): the spots that may be learnt from.
+    library_key
+        Column of ``obs`` that names the section of each spot, where there are several.
+    image
+        Picture for models that read pixels: a path, an array, ``"hires"`` or ``"lowres"`` of ``uns["spatial"]``, or
+        ``{library: picture}``. ``None`` takes the one that the features were taken from, else the sharpest in
+        ``uns["spatial"]``. A path is kept as it is given; an array has to be passed again to predict.
+    params
+        Settings of the model; every iterative one takes ``{"epochs": n}``.
+    random_state
+        Seed; the same seed gives the same bits on a CPU.
+    device
+        Where networks train, as torch names it; ``None`` takes a GPU where there is one.
+    key_added
+        Name of the fit, also of the layers that :func:`predict` writes.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Nothing. Writes
+
+    ``uns["sthisto"]["fit"][key_added]`` : the fitted model as plain arrays, its settings and its training curves
+
+    Raises
+    ------
+    KeyError
+        Unknown model, gene, layer or column; no coordinates or features; no image for a model that reads pixels.
+    TypeError
+        ``params`` that no file could keep.
+    ValueError
+        Raw counts, NaN, negative or infinite values, several sections without ``library_key``, unknown params, too
+        few spots; spots outside the image or an image of unknown scale.
+
+    References
+    ----------
+    The attention model goes beyond HisToSGE (arXiv 2407.20518), whose own is ``model="histosge"``; each model's module
+    gives its paper and equations.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic()
+    >>> sthisto.pp.extract_features(adata, progress=False)
+    >>> sthisto.tl.fit(adata, "ridge", progress=False)
+    >>> sthisto.tl.predict(adata)
+    >>> adata.layers["sthisto"].shape == adata.shape
+    True
+    """
+    _slide.check_key(key_added)
+    settings = _slide.plain_params(params)
+    built, spec = build(model, settings), MODELS[model]
+    record_key, features_key = features_key, features_key if "features" in spec.inputs else ""
+    chosen, training = _slide.genes_to_model(adata, genes), _slide.training_rows(adata, train_on)
+    places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
+    places = {name: place for name, place in places.items() if len(place.rows)}
+    _refuse_few(places, model, spec.min_spots)
+    measured = [_slide.expression(adata, place.rows, chosen, layer) for place in places.values()]
+    pixels = [
+        Pixels.find(adata, name, place, image, record_key) if "patches" in spec.inputs else None
+        for name, place in places.items()
+    ]
+    sections = [
+        replace(
+            section_of(adata, place, features_key, each.around(place.xy, built) if each else None),
+            expression=expression,
+        )
+        for place, expression, each in zip(places.values(), measured, pixels, strict=True)
+    ]
+    heldback = built.fit(sections, seed=random_state, device=device or "", progress=progress)
+    spread = Spread.fit(np.concatenate(measured), np.concatenate(heldback))
+    rows = np.concatenate([place.rows for place in places.values()])
+    record = _slide.Fit(
+        model=model,
+        params=settings,
+        genes=chosen,
+        libraries=np.array(list(places), dtype=str),
+        library_key=library_key or "",
+        features_key=features_key,
+        layer=layer or "",
+        seed=int(random_state),
+        pitch=np.array([place.pitch for place in places.values()]),
+        spots=adata.obs_names[rows].to_numpy().astype(str),
+        xy=np.concatenate([place.xy for place in places.values()]),
+        arrays={**built.state(), **spread.state(), **Pixels.state(pixels)},
+        history=built.history,
+    )
+    _slide.write_fit(adata, key_added, record)
+
+
+def _refuse_few(places: Mapping[str, _slide.Place], model: str, least: int) -> None:
+    n = sum(len(place.rows) for place in places.values())
+    if n < least:
+        raise ValueError(f"{n} training spots; model {model!r} needs at least {least}. Is train_on= right?")
+    lone = [name for name, place in places.items() if len(place.rows) < 2]
+    if lone:
+        raise ValueError(f"a single training spot in section {', '.join(map(repr, lone))}: leave it out, or add spots.")

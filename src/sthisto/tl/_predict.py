@@ -1,0 +1,95 @@
+"""Predict expression at the section's own spots."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthisto import _slide
+from sthisto.uncertainty import Spread
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+from sthisto.tl._sections import Pixels, restore, section_of
+
+
+def predict(
+    adata: "AnnData",
+    *,
+    reference: "AnnData | None" = None,
+    key: str = "sthisto",
+    library_key: str | None = None,
+    features_key: str | None = None,
+    image: Any = None,
+) -> "AnnData | None":
+    """Predict expression at the section's own spots: measured ones denoised, hidden ones filled in.
+
+    With ``reference``, an object that was fitted, the spots of ``adata`` are predicted from their image features (and
+    positions among themselves) alone: the section was only stained.
+
+    Parameters
+    ----------
+    adata
+        Section with spot centres and features; fitted, unless ``reference`` is given. Sections of a fitted object
+        that had no training spots are predicted from their image, too.
+    reference
+        Fitted object, or what :func:`load` gave.
+    key
+        Name of the fit, and of the layers.
+    library_key
+        Column of ``obs`` that names the sections of ``adata``, with ``reference``; else the fit knows.
+    features_key
+        Features in ``obsm``; ``None`` takes the name used in ``fit``.
+    image
+        Picture for models that read pixels, as in :func:`fit`; ``None`` takes the one used there.
+
+    Returns
+    -------
+    Without ``reference`` nothing; writes
+
+    ``layers[key]``, ``layers[f"{key}_std"]`` : (n, n_vars) float32, the expression and the standard deviation of a new
+    measurement of it; NaN for genes that are not modelled, which ``var[f"{key}_modelled"]`` tells
+
+    With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``.
+
+    Raises
+    ------
+    KeyError
+        Not fitted, no features, or no image for a model that reads pixels.
+    FileNotFoundError
+        The image file is not where it was.
+    ValueError
+        State that is damaged, newer, or of other genes or spots; features of another length; a section never fitted,
+        with a model that reads no image.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic(n_sections=2)
+    >>> sthisto.pp.extract_features(adata, library_key="library", progress=False)
+    >>> measured, stained = (adata[adata.obs["library"] == name].copy() for name in ("synthetic_0", "synthetic_1"))
+    >>> sthisto.tl.fit(measured, "ridge", library_key="library", progress=False)
+    >>> sthisto.tl.predict(stained, reference=measured, library_key="library").shape == stained.shape
+    True
+    """
+    found = _slide.read_fit(adata if reference is None else reference, key)
+    fitted, spread = restore(found), Spread.restore(found.arrays)
+    record_key = features_key or found.features_key or "X_histo"
+    features_key = record_key if found.features_key else ""
+    if reference is None:
+        _slide.gene_columns(adata, found.genes)
+        places = _slide.fitted_places(adata, found)
+    else:
+        stained = _slide.places(adata, library_key)
+        places = {name: replace(place, known=_slide.UNSEEN) for name, place in stained.items()}
+    mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
+    for name, place in places.items():
+        pixels = Pixels.again(adata, found, name, place, image, record_key)
+        patches = pixels.around(place.xy, fitted) if pixels else None
+        mean[place.rows] = fitted.predict(section_of(adata, place, features_key, patches))
+    np.maximum(mean, 0, out=mean)
+    if reference is None:
+        _slide.write_prediction(adata, key, found.genes, mean, spread(mean))
+        return None
+    return _slide.new_slide(adata, found.genes, mean, spread(mean), adata.obs.copy(), adata.obsm["spatial"])

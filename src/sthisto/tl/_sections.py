@@ -1,0 +1,98 @@
+"""Sections and models as the verbs put them together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sthisto import _slide
+from sthisto.images import Image, check_scale, sample_patches
+from sthisto.models import MODELS, Model, Patches, Section
+from sthisto.models._sections import pack_names, unpack_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Where models that read pixels find those of one section."""
+
+    picture: Image
+    mpp: float  # um per full-resolution pixel
+    path: str  # as it was given, "uns:hires", or "" for an array
+
+    @classmethod
+    def find(cls, adata: "AnnData", name: str, place: _slide.Place, image: Any, features_key: str) -> "Pixels":
+        """Open a section's picture: the one given, else that of its features, else the sharpest in uns."""
+        try:
+            made = _slide.description(adata, features_key, name, alone=False)
+        except KeyError:  # no features, or from elsewhere
+            made = None
+        if image is None and made is not None and made.image:
+            picture, path = _slide.recorded_image(adata, name, made.image), made.image
+        elif image is None and made is not None:
+            raise KeyError(f"the picture of section {name!r} was an array, which is not kept: pass it again as image=.")
+        else:
+            picture, path = _slide.find_image(adata, name, image)
+        check_scale(picture, place.xy)
+        return cls(picture, _slide.scale(place, picture, None, None) if made is None else made.mpp, path)
+
+    @classmethod
+    def again(  # noqa: PLR0917  private
+        cls, adata: "AnnData", found: _slide.Fit, name: str, place: _slide.Place, image: Any, features_key: str
+    ) -> "Pixels | None":
+        """Open the picture that a section was fitted on, or that of one that was not."""
+        if "patches" not in MODELS[found.model].inputs:
+            return None
+        known = list(found.libraries)
+        if place.known not in known:
+            whole = place if place.kind else _slide.places(adata, found.library_key or None)[name]
+            return cls.find(adata, name, whole, image, features_key)
+        path = unpack_names(found.arrays["picture_paths"])[known.index(place.known)]
+        mpp = float(found.arrays["picture_mpp"][known.index(place.known)])
+        if image is None and not path:
+            raise KeyError(f"the picture of section {name!r} was an array, which is not kept: pass it again as image=.")
+        if image is None:
+            picture = _slide.recorded_image(adata, name, path)
+        else:
+            picture, _ = _slide.find_image(adata, name, image)
+        check_scale(picture, place.xy)
+        return cls(picture, mpp, path)
+
+    @staticmethod
+    def state(pixels: "list[Pixels | None]") -> dict[str, NDArray[np.generic]]:
+        """Paths and scales of the fitted sections; nothing for models that read no pixels."""
+        there = [each for each in pixels if each is not None]
+        paths, mpp = pack_names([each.path for each in there]), np.array([each.mpp for each in there])
+        return {"picture_paths": paths, "picture_mpp": mpp} if there else {}
+
+    def around(self, xy: NDArray[np.float64], model: Any) -> Patches:
+        """Patches of the model's size around rows of xy (n, 2)."""
+        return lambda rows: sample_patches(self.picture, xy[rows], model.patch_um / self.mpp, model.field)
+
+
+def section_of(adata: "AnnData", place: _slide.Place, features_key: str, patches: Patches | None = None) -> Section:
+    """One section's spots as models see them, without expression."""
+    look = _slide.features(adata, features_key, place.rows) if features_key else None
+    return Section(name=place.known, xy=place.xy / place.pitch, features=look, patches=patches)
+
+
+def build(model: str, params: Mapping[str, Any] | None) -> Model:
+    """Make the model with its settings."""
+    if model not in MODELS:
+        raise KeyError(f"no model {model!r} (there are: {', '.join(sorted(MODELS))}).")
+    kind = MODELS[model].load()
+    known = [field.name for field in fields(kind) if field.init]  # type: ignore[arg-type]  # models are dataclasses
+    unknown = sorted(set(params or {}) - set(known))
+    if unknown:
+        raise ValueError(f"model {model!r} has no params {', '.join(unknown)} (it has: {', '.join(known)}).")
+    return kind(**(params or {}))
+
+
+def restore(found: _slide.Fit) -> Model:
+    built = build(found.model, found.params)
+    built.restore(found.arrays)
+    return built

@@ -1,0 +1,204 @@
+"""Predict expression on a dense grid."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sthisto import _slide, encoders, grids
+from sthisto.encoders._encode import encode
+from sthisto.images import check_scale
+from sthisto.models import Model, Section
+from sthisto.uncertainty import Spread
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+from sthisto.tl._sections import Pixels, restore
+
+
+def upsample(
+    adata: "AnnData",
+    grid: "int | grids.Lattice | ArrayLike" = 2,
+    *,
+    image: Any = None,
+    features: NDArray[np.float32] | None = None,
+    encoder: str | encoders.Encoder | None = None,
+    max_distance: float | None = None,
+    key: str = "sthisto",
+    batch_size: int = 64,
+    device: str | None = None,
+    progress: bool = True,
+) -> "AnnData":
+    """Predict expression on a dense grid, as a new AnnData.
+
+    The points are described as the spots were, from the same picture at the same scale, so that the map runs through
+    what :func:`predict` gives at the spots.
+
+    Parameters
+    ----------
+    adata
+        A fitted section, or several.
+    grid
+        An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
+        :class:`sthisto.grids.Lattice`, or points (m, 2) in full-resolution pixels, x then y, in one section.
+    image
+        Picture to take the points' features or pixels from; ``None`` takes the one that ``extract_features`` or
+        :func:`fit` used.
+    features
+        Features (m, d) of the points where the user computed them elsewhere; no image is read then.
+    encoder
+        The encoder that ``extract_features`` used, where it is an object of one's own or has local weights; ``None``
+        loads it by its name.
+    max_distance
+        Points further than this from every spot are left out, full-resolution pixels. ``None``: for lattices, just far
+        enough that the map has no gaps between neighbouring spots; given points are all kept.
+    key
+        Name of the fit.
+    batch_size
+        Patches described at once.
+    device
+        Where a learnt encoder runs.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    AnnData, one row a point: ``X`` (m, g) float32, non-negative, on the scale of the training expression;
+    ``layers["std"]`` the standard deviation of a new measurement; ``obsm["spatial"]`` full-resolution pixels;
+    ``obs["array_row"]``, ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
+    ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot sits there;
+    ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
+    ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
+
+    Raises
+    ------
+    KeyError
+        Not fitted, no image to take features from, or an encoder that is not found by name.
+    FileNotFoundError
+        The image file is not where it was.
+    ValueError
+        No lattice to refine, no point in reach, points outside the image, features of another length, state that is
+        damaged or of another object.
+
+    References
+    ----------
+    HisToSGE, section "generation": there 4 times as many points at the mid-points of the lattice's edges.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic()
+    >>> sthisto.pp.extract_features(adata, progress=False)
+    >>> sthisto.tl.fit(adata, "ridge", progress=False)
+    >>> dense = sthisto.tl.upsample(adata, 2, progress=False)
+    >>> dense.n_obs > 3 * adata.n_obs
+    True
+    """
+    found = _slide.read_fit(adata, key)
+    fitted, spread = restore(found), Spread.restore(found.arrays)
+    places = _slide.fitted_places(adata, found)
+    if len(places) > 1 and not isinstance(grid, int | np.integer):
+        raise ValueError(f"points lie in one section, but adata holds {len(places)} ({', '.join(places)}): pass one.")
+    laid = {name: _lay(grid, place, max_distance) for name, place in places.items()}
+    looks: Iterable[NDArray[np.float32] | None] = [None] * len(laid)
+    if found.features_key and features is not None:
+        looks = _given(features, [len(points.xy) for points in laid.values()])
+    elif found.features_key:
+        looks = _looks(
+            adata, found, places, laid, image, encoder, batch_size=batch_size, device=device, progress=progress
+        )
+    mean = np.concatenate(
+        [
+            fitted.predict(_points(adata, found, fitted, name, places[name], points, look, image))
+            for (name, points), look in zip(laid.items(), looks, strict=True)
+        ]
+    )
+    np.maximum(mean, 0, out=mean)
+    obs = _slide.points_obs(adata, found, places, laid)
+    xy = np.concatenate([points.xy for points in laid.values()])
+    diameters = {name: points.pitch for name, points in laid.items()}
+    return _slide.new_slide(adata, found.genes, mean, spread(mean), obs, xy, diameters)
+
+
+def _points(  # noqa: PLR0917  private, called once
+    adata: "AnnData",
+    found: _slide.Fit,
+    fitted: Model,
+    name: str,
+    place: _slide.Place,
+    points: _slide.Points,
+    look: NDArray[np.float32] | None,
+    image: Any,
+) -> Section:
+    """Points laid over one section as models see them."""
+    pixels = Pixels.again(adata, found, name, place, image, found.features_key or "X_histo")
+    if pixels and points.site is None:  # a lattice may reach over the picture's border
+        check_scale(pixels.picture, points.xy)
+    patches = pixels.around(points.xy, fitted) if pixels else None
+    return Section(name=place.known, xy=points.xy / place.pitch, features=look, patches=patches)
+
+
+def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _slide.Points:
+    """Points of the grid in reach of the section's spots."""
+    if isinstance(grid, int | np.integer):
+        own = grids.Lattice.fit(place.xy)
+        fine, reach = own.refine(int(grid)), 1.1 * own.reach  # a tenth for spots printed off their sites
+        spot_site = own.index(place.xy) * int(grid)
+    elif isinstance(grid, grids.Lattice):
+        fine, reach = grid, 0.75 * place.pitch
+        spot_site = fine.index(place.xy)
+    else:
+        return _scattered(np.asarray(grid, dtype=np.float64), place, max_distance)
+    site = fine.cover(place.xy, reach if max_distance is None else max_distance)
+    if not len(site):
+        raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
+    return _slide.Points(fine.points(site), fine.pitch, site, spot_site)
+
+
+def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float | None) -> _slide.Points:
+    """Points as the user gave them."""
+    if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
+        raise ValueError(
+            f"grid of shape {xy.shape}: expected an integer, a sthisto.grids.Lattice, or finite points (m, 2) in "
+            "full-resolution pixels, x then y."
+        )
+    if max_distance is not None:
+        xy = xy[grids.within(xy, place.xy, max_distance)]
+        if not len(xy):
+            raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
+    several = len(np.unique(xy, axis=0)) > 1
+    return _slide.Points(xy, grids.spacing(xy) if several else place.pitch)
+
+
+def _given(features: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
+    """Features of the points as the user gave them, section by section."""
+    whole = _slide.finite_features(np.asarray(features, dtype=np.float32), sum(sizes), "features=")
+    return list(np.split(whole, np.cumsum(sizes)[:-1]))
+
+
+def _looks(  # noqa: PLR0917  private, called once
+    adata: "AnnData",
+    found: _slide.Fit,
+    places: Mapping[str, _slide.Place],
+    laid: Mapping[str, _slide.Points],
+    image: Any,
+    encoder: str | encoders.Encoder | None,
+    *,
+    batch_size: int,
+    device: str | None,
+    progress: bool,
+) -> Iterator[NDArray[np.float32]]:
+    """Features of the laid points, section by section, made as those of the spots were."""
+    for name, points in laid.items():
+        made = _slide.description(adata, found.features_key, name, alone=not found.library_key)
+        describe = encoders.load(made.encoder if encoder is None else encoder, device=device)
+        if image is None:
+            picture = _slide.recorded_image(adata, name, made.image)
+        else:
+            picture, _ = _slide.find_image(adata, name, image)
+        # A lattice may reach over the picture's border, the spots it was laid over may not.
+        check_scale(picture, points.xy if points.site is None else places[name].xy)
+        side = made.patch_um / made.mpp
+        yield encode(picture, points.xy, side, describe, batch_size=batch_size, progress=progress)
