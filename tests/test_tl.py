@@ -279,8 +279,7 @@ def test_distances_are_micrometres(section, encoder):
     assert dense.uns["sthisto"]["features"]["X_histo"]["mpp"] == pytest.approx(2.0)
 
 
-# Of the spots equally far away on a lattice, a millionth of a pixel decides which are among histosge's 50 nearest.
-@pytest.mark.parametrize("model", sorted(set(EVERY) - {"histosge"}))
+@pytest.mark.parametrize("model", EVERY)
 def test_the_map_runs_through_the_predictions_at_the_spots(section, encoder, model):
     mean, std = predicted(fit(section, model))
     dense = upsample(section, 2, encoder=encoder)

@@ -56,6 +56,7 @@ from sthisto.models._sections import Centring, expression_of, features_of
 N_CODES = 512  # rows of the scripts' embeddings; one more, of zeros, stands for no position
 WAVELENGTHS = 2.0 ** np.arange(2, 10)  # pitches
 CHUNK = 512  # points predicted at once
+SHELL = 24  # more spots than lie equally far from a point of a lattice, so that ties at the edge of a context are seen
 
 Floats = NDArray[np.float32]
 
@@ -309,7 +310,7 @@ class HisToSGE:
         context, counts = np.zeros((len(xy), width), dtype=np.intp), np.zeros((len(xy), width), dtype=bool)
         for s in range(len(self._state["origin"])):
             rows, own = np.flatnonzero(section == s), np.flatnonzero(fitted == s)
-            distance, near = KDTree(self._state["xy"][own]).query(xy[rows], k=range(1, width + 1))
+            distance, near = _nearest(self._state["xy"][own], xy[rows], width)
             counts[rows] = np.isfinite(distance)
             context[rows] = own[np.where(counts[rows], near, 0)]
         if self._scripts:
@@ -321,6 +322,17 @@ class HisToSGE:
         if hide_self:
             counts &= context != np.arange(len(xy))[:, None]
         return context, counts
+
+
+def _nearest(spots: Floats, points: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
+    """Distances (m, k) and rows (m, k) of the nearest spots; infinite distance where there are fewer.
+
+    On a lattice many spots are equally far away. The first in the table are taken, lest rounding decide: a point and
+    the spot that it lies on should attend to the same spots.
+    """
+    distance, near = KDTree(spots).query(points, k=range(1, k + SHELL + 1))
+    order = np.lexsort((near, distance.round(4)))[:, :k]
+    return np.take_along_axis(distance, order, axis=1), np.take_along_axis(near, order, axis=1)
 
 
 def _sequences(n_spots: NDArray[np.int64], length: int) -> NDArray[np.intp]:
