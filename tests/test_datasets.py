@@ -11,7 +11,8 @@ from scipy.spatial import KDTree
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_predict
 
-from sthisto.datasets import GLAND, KINDS, LAYER_EDGES, _Tissue, synthetic, synthetic_truth
+from sthisto.datasets import synthetic, synthetic_truth
+from sthisto.datasets._synthetic import GLAND, KINDS, LAYER_EDGES, _Tissue
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,4 @@
-"""Sections to try things on.
-
-:func:`synthetic` makes, offline, sections whose picture and expression come from one known tissue, so that the true
-expression is known between the spots too (:func:`synthetic_truth`). The tests and the tutorials run on it.
-"""
+"""Sections of an invented tissue, whose picture and expression come from the same maps, known everywhere."""
 
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
