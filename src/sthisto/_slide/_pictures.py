@@ -25,6 +25,7 @@ def find_image(adata: AnnData, library: str, image: Any, mpp: float | None = Non
         if library not in by_name:
             raise KeyError(f"image= has no entry for section {library!r} (found: {listed(by_name)}).")
         image = by_name[library]
+    image = _source_image(adata, library) if image is None else image
     kept = entry_of(adata, library).get("images", {})
     if image is None or (isinstance(image, str) and (image in kept or image in PICTURES)):
         name = image or _best_image(adata, kept, library)
@@ -94,6 +95,15 @@ def entry_of(adata: AnnData, library: str) -> Mapping[str, Any]:
     """Give the section's own entry of ``uns["spatial"]``, empty where there is none."""
     entry: Mapping[str, Any] = adata.uns.get("spatial", {}).get(library, {})
     return entry
+
+
+def _source_image(adata: AnnData, library: str) -> str | None:
+    """Path of the full-resolution file that a reader noted, as ``squidpy.read.visium`` does, where it is there."""
+    path = entry_of(adata, library).get("metadata", {}).get("source_image_path")
+    if path and not Path(path).exists():
+        logger.info("section %r: its full-resolution image %s is not there; taking a smaller one", library, path)
+        return None
+    return str(path) if path else None
 
 
 def _best_image(adata: AnnData, images: Mapping[str, Any], library: str) -> str:

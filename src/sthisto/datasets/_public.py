@@ -8,9 +8,8 @@ import os
 import tarfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import pandas as pd
@@ -50,7 +49,7 @@ class _Files:
 
     urls: Mapping[str, str]  # by their path in the section's folder
     n_spots: int | None = None
-    sha256: Mapping[str, str] = MappingProxyType({})
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 MOUSE_BRAIN = "V1_Adult_Mouse_Brain"
