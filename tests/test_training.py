@@ -97,6 +97,20 @@ def test_one_step_by_hand(optimizer):
     assert_allclose(curves["train"], [(residual**2).mean()], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("clip", "length"), [(None, None), (1e-3, 1e-3), (1e3, None)])
+def test_long_gradients_are_cut(clip, length):
+    """One step of plain gradient descent moves all weights together by as much as the gradient is long."""
+    module, data = network(), problem()
+    torch.autograd.backward(squared(module, *data)(torch.arange(30)))
+    gradient = torch.cat([weight.grad.flatten() for weight in module.parameters()])
+    before = torch.cat([weight.detach().flatten().clone() for weight in module.parameters()])
+    schedule = Schedule(epochs=1, learning_rate=1.0, optimizer="sgd", clip=clip)
+    _training.train(module, squared(module, *data), np.arange(30), schedule, **RUN)
+    step = before - torch.cat([weight.detach().flatten() for weight in module.parameters()])
+    expected = gradient if length is None else gradient * length / gradient.norm()
+    assert_allclose(step, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_momentum_carries_on():
     module = nn.Linear(1, 1, bias=False)
     start = module.weight.item()

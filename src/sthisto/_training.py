@@ -29,6 +29,7 @@ class Schedule:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = 0.0
     momentum: float = 0.9  # of sgd
+    clip: float | None = None  # longest gradient of a step, all weights taken together; None leaves it as it is
     patience: int | None = None  # epochs without a better validation loss before it stops; None trains to the end
 
     def __post_init__(self) -> None:
@@ -187,7 +188,7 @@ def train(
     with seeded(seed, device), tqdm(range(schedule.epochs), desc=label, unit="epoch", disable=not progress) as bar:
         for epoch in bar:
             module.train()
-            curves["train"].append(_epoch(loss, _batches(rows, schedule.batch_size, order), optimizer))
+            curves["train"].append(_epoch(loss, _batches(rows, schedule.batch_size, order), optimizer, schedule.clip))
             module.eval()
             if validation is not None:
                 with torch.no_grad():
@@ -248,12 +249,17 @@ def _batches(rows: Rows, batch_size: int | None, order: torch.Generator | None =
     return torch.from_numpy(rows).tensor_split(-(-len(rows) // (batch_size or len(rows))))
 
 
-def _epoch(loss: Callable[[Tensor], Tensor], batches: tuple[Tensor, ...], optimizer: torch.optim.Optimizer) -> float:
+def _epoch(
+    loss: Callable[[Tensor], Tensor], batches: tuple[Tensor, ...], optimizer: torch.optim.Optimizer, clip: float | None
+) -> float:
     total = 0.0
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for batch in batches:
         optimizer.zero_grad()
         value = loss(batch)
         torch.autograd.backward(value)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(weights, clip)
         optimizer.step()
         total += value.item() * len(batch)
     return total / sum(map(len, batches))
