@@ -15,6 +15,6 @@ Whatever a picture holds, every read gives (h, w, 3) uint8 RGB by one rule that 
 from sthisto.images._check import check_scale
 from sthisto.images._image import Image
 from sthisto.images._open import open_image
-from sthisto.images._patches import patch_batches, sample_patches
+from sthisto.images._patches import patch_batches, sample_patches, visiting_order
 
-__all__ = ["Image", "check_scale", "open_image", "patch_batches", "sample_patches"]
+__all__ = ["Image", "check_scale", "open_image", "patch_batches", "sample_patches", "visiting_order"]

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain, islice, product
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,9 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
     return patches
 
 
-def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch_size: int = 64) -> Iterator[Batch]:
+def patch_batches(
+    image: Image, xy: ArrayLike, side: float, field: int, *, batch_size: int = 64, first: int = 0
+) -> Iterator[Batch]:
     """Yield the patches of :func:`sample_patches` in batches, in the order in which the picture is stored.
 
     A stored chunk (a tile, or a strip as wide as the slide) costs far more to decode than a patch to cut, and so does
@@ -85,6 +88,9 @@ def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch
         As in :func:`sample_patches`.
     batch_size
         Patches a batch; the last may be smaller.
+    first
+        Points to pass over, counted as :func:`visiting_order` has them: work that was broken off goes on from there,
+        and the batches are those of an unbroken run where ``first`` is a multiple of ``batch_size``.
 
     Yields
     ------
@@ -94,7 +100,8 @@ def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch
     Raises
     ------
     ValueError
-        As :func:`sample_patches`, at the call and not at the first batch; ``batch_size`` is not positive.
+        As :func:`sample_patches`, at the call and not at the first batch; ``batch_size`` is not positive, ``first``
+        negative.
 
     Examples
     --------
@@ -103,19 +110,30 @@ def patch_batches(image: Image, xy: ArrayLike, side: float, field: int, *, batch
     >>> [rows.tolist() for rows, _ in patch_batches(image, [[9, 9], [40, 9], [9, 40]], 8, 4, batch_size=2)]
     [[0, 1], [2]]
     """
-    xy = as_points(xy)
-    for name, value in (("side", side), ("field", field), ("batch_size", batch_size)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} has to be positive; found {value}.")
-    level = max(k for k, scale in enumerate(image.scales) if k == 0 or scale * side >= field * (1 - 1e-6))
-    step = side * image.scales[level] / field
-    reduction = 2 ** max(0, int(np.log2(step) + 1e-6))
-    step /= reduction
-    grain = min(1.0, step)
-    corners = grain * np.floor((xy / side - 0.5) * field * step / grain + 0.5 + 1e-6)  # x.5 goes up despite rounding
-    boxes = np.round(np.hstack([corners, corners + field * step]), 6)  # left, top, right, bottom in reduced pixels
-    covers = _covers(boxes, field)
-    return _batches(_squares(image, level, reduction, covers), boxes - np.tile(covers[:, :2], 2), field, batch_size)
+    if not batch_size > 0:
+        raise ValueError(f"batch_size has to be positive; found {batch_size}.")
+    if first < 0:
+        raise ValueError(f"first is a number of points to pass over; found {first}.")
+    plan = _plan(image, xy, side, field)
+    return _batches(plan, field, batch_size, first)
+
+
+def visiting_order(image: Image, xy: ArrayLike, side: float, field: int) -> NDArray[np.intp]:
+    """Rows (n,) of ``xy`` in the order in which :func:`patch_batches` visits them, whatever the size of its batches.
+
+    Parameters
+    ----------
+    image, xy, side, field
+        As in :func:`sample_patches`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = Image((np.zeros((50, 50, 3), np.uint8),), (1.0,), None, "")
+    >>> visiting_order(image, [[9, 9], [40, 9], [9, 40]], 8, 4).tolist()
+    [0, 1, 2]
+    """
+    return _plan(image, xy, side, field).order
 
 
 def as_points(xy: ArrayLike) -> NDArray[np.float64]:
@@ -129,18 +147,74 @@ def as_points(xy: ArrayLike) -> NDArray[np.float64]:
     return points
 
 
-def _batches(squares: Iterator[Square], boxes: NDArray[np.float64], field: int, batch_size: int) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class _Plan:
+    """Which pixels each patch is made of, and the order of the visit. Rectangles are left, top, right, bottom."""
+
+    image: Image
+    level: int
+    early: int  # blocks are made coarser by this as they are read, each once
+    late: int  # and the square around a patch by this
+    covers: NDArray[np.intp]  # (n, 4) squares to read, in pixels ``early`` times coarser than the level's
+    boxes: NDArray[np.float64]  # (n, 4) the patch in its square, in pixels ``early * late`` times coarser
+    blocks: tuple[NDArray[np.intp], NDArray[np.intp]] | None  # borders along y and x; None: squares are read one by one
+    order: NDArray[np.intp]  # (n,)
+
+
+def _plan(image: Image, xy: ArrayLike, side: float, field: int) -> _Plan:
+    """Choose the level and how much coarser to make it, and sort chunked pictures' patches from top to bottom."""
+    points = as_points(xy)
+    for name, value in (("side", side), ("field", field)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} has to be positive; found {value}.")
+    level = max(k for k, scale in enumerate(image.scales) if k == 0 or scale * side >= field * (1 - 1e-6))
+    step = side * image.scales[level] / field
+    reduction = 2 ** max(0, int(np.log2(step) + 1e-6))
+    step /= reduction
+    grain = min(1.0, step)
+    corners = grain * np.floor(
+        (points / side - 0.5) * field * step / grain + 0.5 + 1e-6
+    )  # x.5 goes up despite rounding
+    boxes = np.round(np.hstack([corners, corners + field * step]), 6)  # in reduced pixels
+    covers = _covers(boxes, field)
+    edges = block_edges(image.levels[level])
+    # Blocks are reduced as they are read, unless their borders are in the way.
+    early = reduction if all((axis[:-1] % reduction == 0).all() for axis in edges) else 1
+    late = reduction // early
+    blocks = (-(-edges[0] // early), -(-edges[1] // early))
+    boxes -= np.tile(covers[:, :2], 2)
+    covers *= late
+    if _one_by_one(image.levels[level], covers, blocks, early):
+        return _Plan(image, level, early, late, covers, boxes, None, np.arange(len(points)))
+    order = np.lexsort((covers[:, 0], _spans(blocks[0], covers[:, 1::2])[:, 0]))
+    return _Plan(image, level, early, late, covers, boxes, blocks, order)
+
+
+def _one_by_one(
+    stored: object, covers: NDArray[np.intp], blocks: tuple[NDArray[np.intp], NDArray[np.intp]], early: int
+) -> bool:
+    """Whether reading by blocks saves nothing: where any part can be read alone and is small beside the blocks."""
+    if getattr(stored, "chunks", None) is not None:
+        return False
+    rows, columns = _spans(blocks[0], covers[:, 1::2]), _spans(blocks[1], covers[:, ::2])
+    touched = set(chain.from_iterable(product(range(*i), range(*j)) for i, j in zip(rows, columns, strict=True)))
+    once = sum(int(np.diff(blocks[0])[i] * np.diff(blocks[1])[j]) for i, j in touched)
+    return early == 1 or bool(np.prod(covers[:, 2:] - covers[:, :2], axis=1).sum() < once)
+
+
+def _batches(plan: _Plan, field: int, batch_size: int, first: int) -> Iterator[Batch]:
     """Resample the boxes in their squares, in threads (Pillow lets go of the interpreter while it works)."""
 
     def resample(row: int, square: "Picture") -> NDArray[np.uint8]:
-        left, top, right, bottom = boxes[row]
+        left, top, right, bottom = plan.boxes[row]
         return resized(square, field, field, (left, top, right, bottom))
 
-    largest = 4 * np.prod(boxes[:, 2:], axis=1).max(initial=1)  # bytes
+    largest = 4 * np.prod(plan.boxes[:, 2:], axis=1).max(initial=1)  # bytes
     at_once = max(1, int(_IN_FLIGHT // largest))
+    squares = _squares(plan, plan.order[first:])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(boxes), batch_size):
-            left_over = min(batch_size, len(boxes) - start)
+        for start in range(first, len(plan.order), batch_size):
+            left_over = min(batch_size, len(plan.order) - start)
             rows: list[int] = []
             patches: list[NDArray[np.uint8]] = []
             while group := list(islice(squares, min(at_once, left_over - len(rows)))):
@@ -156,38 +230,31 @@ def _covers(boxes: NDArray[np.float64], field: int) -> NDArray[np.intp]:
     return np.hstack([np.floor(boxes[:, :2] - reach), np.ceil(boxes[:, 2:] + reach)]).astype(np.intp)
 
 
-def _squares(image: Image, level: int, reduction: int, covers: NDArray[np.intp]) -> Iterator[Square]:
-    """Yield (row, pixels) of every cover; of a chunked level from top to bottom, so that each block is read once."""
+def _squares(plan: _Plan, order: NDArray[np.intp]) -> Iterator[Square]:
+    """Yield (row, pixels) of the covers in this order; each block is read once, and kept while a later one needs it."""
     from PIL import Image as Pillow  # noqa: PLC0415
 
-    edges = block_edges(image.levels[level])
-    # Blocks are reduced as they are read, each once, unless their borders are in the way.
-    early = reduction if all((axis[:-1] % reduction == 0).all() for axis in edges) else 1
-    late = reduction // early
-    covers = covers * late
-    y_edges, x_edges = (-(-axis // early) for axis in edges)
-    rows, columns = _spans(y_edges, covers[:, 1::2]), _spans(x_edges, covers[:, ::2])
+    if plan.blocks is None:
+        for row in order:
+            yield int(row), _reduced(_picture(plan.image, plan.level, plan.early, plan.covers[row]), plan.late)
+        return
+    y_edges, x_edges = plan.blocks
+    rows, columns = _spans(y_edges, plan.covers[order, 1::2]), _spans(x_edges, plan.covers[order, ::2])
     touched = [tuple(product(range(*i), range(*j))) for i, j in zip(rows, columns, strict=True)]
     uses = Counter(chain.from_iterable(touched))
-    if getattr(image.levels[level], "chunks", None) is None:
-        once = sum((y_edges[i + 1] - y_edges[i]) * (x_edges[j + 1] - x_edges[j]) for i, j in uses)
-        if early == 1 or np.prod(covers[:, 2:] - covers[:, :2], axis=1).sum() < once:  # nothing is saved by blocks
-            for row, cover in enumerate(covers):
-                yield row, _reduced(_picture(image, level, early, cover), late)
-            return
     held: dict[tuple[int, int], Picture] = {}
-    for row in np.lexsort((covers[:, 0], rows[:, 0])):
-        left, top, right, bottom = covers[row]
+    for row, places in zip(order, touched, strict=True):
+        left, top, right, bottom = plan.covers[row]
         square = Pillow.new("RGB", (right - left, bottom - top), "white")
-        for i, j in touched[row]:
+        for i, j in places:
             if (i, j) not in held:
                 box = np.array([x_edges[j], y_edges[i], x_edges[j + 1], y_edges[i + 1]])
-                held[i, j] = _picture(image, level, early, box)
+                held[i, j] = _picture(plan.image, plan.level, plan.early, box)
             square.paste(held[i, j], (int(x_edges[j] - left), int(y_edges[i] - top)))
             uses[i, j] -= 1
             if not uses[i, j]:
                 del held[i, j]
-        yield int(row), _reduced(square, late)
+        yield int(row), _reduced(square, plan.late)
 
 
 def _picture(image: Image, level: int, reduction: int, box: NDArray[np.intp]) -> "Picture":

@@ -1,0 +1,201 @@
+"""Finished features kept on disk, so that a run that was killed goes on where it was.
+
+A cache is a zarr group of numbered parts. A part is written under another name and renamed once it is whole, so that
+whenever a run is killed, the parts that are there are whole and in order. It holds rows of the features and how much
+work was done when they had these values; rows that the work adds to several times (dense features) occur in several
+parts, and the last one counts. Every number is kept as it was: what follows is the same to the bit.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sthisto.encoders import Encoder, has_tokens, has_weights
+from sthisto.images import Image
+
+FORMAT = 1
+EVERY = 2.0  # seconds of work that may be lost
+_MARK = "sthisto_features"
+_LOOKS, _LOOK = 5, 64  # squares along each side, and their pixels, by which a picture on disk is known again
+_SAME = (
+    0.01  # of the root mean square: how far an encoder's answers may lie apart (rounding), other weights are far off
+)
+
+
+class FeatureCache:
+    """What is finished of one array of features.
+
+    Parameters
+    ----------
+    folder
+        Where it is kept; made where it is not there.
+    settings
+        All that the features depend on, as JSON has it.
+
+    Raises
+    ------
+    ValueError
+        The folder holds something else, or features made with other settings; the message says which.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        import zarr  # noqa: PLC0415
+
+        self.folder = folder
+        self._parts = 0
+        self._changed: list[NDArray[np.intp]] = []
+        self._last = time.monotonic()
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            self._refuse_others(settings)
+            return
+        draft = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(draft, ignore_errors=True)
+        zarr.create_group(draft, attributes={_MARK: FORMAT, **settings})
+        draft.replace(folder)
+
+    def restore(self, features: NDArray[np.float32]) -> int:
+        """Put back what was kept into ``features`` (n, d), and tell how much of the work was done."""
+        import zarr  # noqa: PLC0415
+
+        done = 0
+        for number in count():
+            part = self.folder / f"{number:06d}"
+            if not part.exists():
+                break
+            group = zarr.open_group(part, mode="r")
+            rows, values = np.asarray(group["rows"]), np.asarray(group["features"])
+            told: dict[str, Any] = dict(group.attrs)
+            done = int(told["done"])
+            if told["sha256"] != _digest(rows, values):
+                raise ValueError(f"the cache is damaged: {part} does not match its checksum. Delete {self.folder}.")
+            features[rows] = values
+            self._parts = number + 1
+        return done
+
+    def keep(self, features: NDArray[np.float32], rows: NDArray[np.intp], done: int, *, last: bool) -> None:
+        """Take note of the ``rows`` that have changed; write them when it is time, and when they are the last."""
+        self._changed.append(rows)
+        if last or time.monotonic() - self._last >= EVERY:
+            changed = np.unique(np.concatenate(self._changed))
+            self._write(changed, features[changed], done)
+            self._changed = []
+            self._last = time.monotonic()
+
+    def _write(self, rows: NDArray[np.intp], values: NDArray[np.float32], done: int) -> None:
+        import zarr  # noqa: PLC0415
+
+        draft, part = self.folder / ".partial", self.folder / f"{self._parts:06d}"
+        shutil.rmtree(draft, ignore_errors=True)
+        group = zarr.create_group(draft, attributes={"done": done, "sha256": _digest(rows, values)})
+        group.create_array("rows", data=rows, chunks=rows.shape)
+        group.create_array("features", data=values, chunks=values.shape)
+        if part.exists():
+            raise FileExistsError(f"{part} was written meanwhile: another run uses this cache. Give each its own.")
+        draft.replace(part)
+        self._parts += 1
+
+    def _refuse_others(self, settings: Mapping[str, Any]) -> None:
+        import zarr  # noqa: PLC0415
+
+        try:
+            held = dict(zarr.open_group(self.folder, mode="r").attrs)
+        except (FileNotFoundError, NotADirectoryError, zarr.errors.ContainsArrayError) as error:
+            raise ValueError(f"{self.folder} is no cache of features. Give cache= a path of its own.") from error
+        if held.pop(_MARK, None) != FORMAT:
+            raise ValueError(
+                f"{self.folder} is no cache of features, or one of another version. Give cache= a path of its own."
+            )
+        changed = [
+            f"{name} (was {_shown(held.get(name))}, is {_shown(settings.get(name))})"
+            for name in sorted({*held, *settings})
+            if not _same(name, held.get(name), settings.get(name))
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds features made with other settings: {'; '.join(changed)}. Give cache= another "
+                "path, or delete this one."
+            )
+
+
+def settings_of(
+    image: Image, xy: NDArray[np.float64], side: float, window: float | None, encoder: Encoder
+) -> dict[str, Any]:
+    """All that features depend on, as JSON has it.
+
+    The encoder is known by what it says of its weights and by its answer to one patch, since objects of one's own may
+    say nothing. The size of the batches is left out: a smaller one is what a run that ran out of memory goes on with.
+    """
+    told = encoder.provenance if has_weights(encoder) else {}
+    return {
+        **{f"encoder.{name}": json.loads(json.dumps(value, default=_plain)) for name, value in told.items()},
+        "encoder": encoder.name,
+        "encoder.answer": _answer(encoder, dense=window is not None),
+        "field": int(encoder.field),
+        "side": float(side),
+        "window": window,
+        "points": f"{len(xy)}, sha256 {_digest(xy)}",
+        **{f"image.{name}": value for name, value in _known_again(image).items()},
+    }
+
+
+def _answer(encoder: Encoder, *, dense: bool) -> list[float]:
+    """Give some of the features of a patch of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, encoder.field, encoder.field, 3), np.uint8)
+    features = encoder.tokens(noise) if dense and has_tokens(encoder) else encoder(noise)
+    return [float(value) for value in np.ravel(features)[:64]]
+
+
+def _known_again(image: Image) -> dict[str, Any]:
+    """Tell a picture from others: size, date and some pixels of a file, all pixels of an array in memory."""
+    told: dict[str, Any] = {"shape": [float(side) for side in image.shape], "scales": list(image.scales)}
+    path = Path(image.source) if image.source else None
+    if path is not None and path.is_file():
+        told |= {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+        return told | {"pixels": _some_pixels(image)}
+    if all(isinstance(level, np.ndarray) and not isinstance(level, np.memmap) for level in image.levels):
+        return told | {"pixels": _digest(*image.levels)}
+    return told | {"pixels": _some_pixels(image)}
+
+
+def _some_pixels(image: Image) -> str:
+    """Digest of squares spread over the finest level; all of it would take minutes on a slide."""
+    height, width = (round(side * image.scales[0]) for side in image.shape)
+    places = (np.arange(_LOOKS) + 0.5) / _LOOKS
+    corners = [(int(y * height) - _LOOK // 2, int(x * width) - _LOOK // 2) for y in places for x in places]
+    return _digest(*(image.read(0, y, y + _LOOK, x, x + _LOOK) for y, x in corners))
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return whole.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's numbers and arrays into what JSON has; long arrays into their digest."""
+    if not isinstance(value, np.ndarray | np.generic):
+        return repr(value)
+    return value.tolist() if np.size(value) <= 64 else f"sha256 {_digest(np.asarray(value))}"
+
+
+def _same(name: str, held: Any, given: Any) -> bool:
+    if name != "encoder.answer" or not (isinstance(held, list) and isinstance(given, list)):
+        return bool(held == given)
+    if len(held) != len(given):
+        return False
+    apart = np.subtract(held, given)
+    return bool(np.abs(apart).max(initial=0) <= _SAME * np.sqrt(np.mean(np.square(given))))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]} ..."
