@@ -1,38 +1,51 @@
 """Describe the tissue: image features of the patch around every spot."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthisto import _slide
-from sthisto.encoders import Encoder, load
-from sthisto.encoders._encode import encode
-from sthisto.images import check_scale
+from sthisto.encoders import Encoder, has_tokens, load
+from sthisto.encoders._encode import encode, no_tokens
+from sthisto.images import Image, check_scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 
-def extract_features(
-    adata: "AnnData",
+@_slide.takes_spatialdata
+def extract_features(  # noqa: PLR0913  the settings of one step, each with its default
+    adata: "AnnData | SpatialData",
     encoder: str | Encoder = "handcrafted",
     *,
     image: Any = None,
     library_key: str | None = None,
     patch_um: float | None = None,
+    dense: bool = False,
+    window_um: float | None = None,
     mpp: float | None = None,
     pitch_um: float | None = None,
     weights: str | None = None,
     device: str | None = None,
     batch_size: int = 64,
+    cache: str | os.PathLike[str] | None = None,
     key_added: str = "X_histo",
     progress: bool = True,
+    table_key: str | None = None,
+    image_key: str | None = None,
 ) -> None:
     """Describe the tissue around each spot by image features.
 
     A square patch is cut at every spot, resampled to the encoder's input and described. The patch is measured in
     micrometres, so that sections scanned at different scales compare; the scale comes from ``mpp``, else from the
     image file, else from the array's pitch, and spots outside the image are refused with figures.
+
+    ``dense=True`` tiles the tissue once instead, with patches that overlap, and averages at each spot the encoder's
+    tokens around it. :func:`sthisto.tl.upsample` then describes its points alike, at one pass of the encoder a tile and
+    not one a point: for maps finer than the patch some ten to hundred times fewer passes.
 
     Parameters
     ----------
@@ -46,7 +59,16 @@ def extract_features(
     library_key
         Column of ``obs`` that names the section of each spot, where there are several.
     patch_um
-        Side of the patch in um; ``None`` takes the field that the encoder was made for.
+        Side of the patch in um; ``None`` takes the field that the encoder was made for, 112 um for most. The crop of
+        HisToSGE's scripts, 50 full-resolution pixels, is ``patch_um=50 * mpp``.
+    dense
+        Read tokens of tiles of ``patch_um``, blended where tiles overlap; for encoders with tokens. The features of a
+        spot depend on its place alone, and not on which other spots there are.
+    window_um
+        Side of the square around a spot whose tokens are averaged, with ``dense=True``; ``None`` takes half of
+        ``patch_um``, which is about a Visium spot: a token knows the field around it, and expression was measured in
+        the spot. With ``patch_um`` it is what a patch's mean token sees; ever smaller ones end in the token at the
+        spot's centre.
     mpp
         Micrometres per full-resolution pixel; ``None`` derives it.
     pitch_um
@@ -59,17 +81,24 @@ def extract_features(
         Where a learnt encoder runs, as torch names it; ``None`` chooses.
     batch_size
         Patches described at once.
+    cache
+        Folder (zarr, made where it is not there) that keeps what is finished: the same call after a kill goes on from
+        there and gives the same array to the bit, and after the end it only reads. What was made with another encoder,
+        picture, scale or other spots is refused. For its own pictures on disk it knows size, date and some pixels.
     key_added
         Name of the result in ``obsm``.
     progress
         Show a progress bar.
+    table_key, image_key
+        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
     Nothing. Writes
 
     ``obsm[key_added]`` : (n, d) float32, one row a spot
-    ``uns["sthisto"]["features"][key_added]`` : encoder, patch size, scale and image of each section
+    ``uns["sthisto"]["features"][key_added]`` : encoder, patch size, scale and image of each section; ``dense`` and
+    its ``window_um``
     ``uns["spatial"][library]`` : a ``hires`` picture of at most 2 000 px with its scale, where the section had none
 
     Raises
@@ -78,8 +107,9 @@ def extract_features(
         No spot coordinates, no image, no column ``library_key``, or no encoder of that name.
     ValueError
         Spots outside the image; coordinates that are repeated, not finite, (row, column) or of several sections at
-        once; a scale that is unknown or contradicted by the array's pitch; a file that is no whole image; an
-        encoder that breaks its contract.
+        once; a scale that is unknown or contradicted by the array's pitch; a file that is no whole image; a patch
+        larger than the image; an encoder that breaks its contract; ``dense`` with an encoder without tokens; a cache
+        of other settings.
     OSError
         The image file cannot be found or read.
 
@@ -96,7 +126,10 @@ def extract_features(
     side_um = describe.patch_um if patch_um is None else patch_um
     if not side_um > 0:
         raise ValueError(f"patch_um={patch_um}: the side of the patch in um is positive.")
-    features = np.empty((adata.n_obs, describe.dim), dtype=np.float32)
+    dim, window_um = _dense_settings(describe, side_um, window_um) if dense else (describe.dim, window_um)
+    if window_um is not None and not dense:
+        raise ValueError(f"window_um={window_um:g} is for dense=True; a patch is described as a whole.")
+    features = np.empty((adata.n_obs, dim), dtype=np.float32)
     pictures: dict[str, dict[str, Any]] = {}
     scales: list[float] = []
     paths: list[str] = []
@@ -104,8 +137,16 @@ def extract_features(
         picture, path = _slide.find_image(adata, library, image, mpp)
         check_scale(picture, place.xy)
         um = _slide.scale(place, picture, mpp, pitch_um)
+        _refuse_larger(side_um, um, picture)
         features[place.rows] = encode(
-            picture, place.xy, side_um / um, describe, batch_size=batch_size, progress=progress
+            picture,
+            place.xy,
+            side_um / um,
+            describe,
+            window=None if window_um is None else window_um / um,
+            batch_size=batch_size,
+            cache=None if cache is None else Path(cache, str(len(scales))),
+            progress=progress,
         )
         pictures[library] = _slide.small_picture(adata, library, picture, place.pitch)
         scales.append(um)
@@ -113,8 +154,31 @@ def extract_features(
     record = {
         "encoder": describe.name,
         "patch_um": float(side_um),
+        "dense": dense,
         "libraries": np.array(list(pictures), dtype=str),
         "mpp": np.array(scales),
         "image": np.array(paths, dtype=str),
     }
+    if window_um is not None:
+        record["window_um"] = float(window_um)
     _slide.write_features(adata, key_added, features, record, pictures)
+
+
+def _dense_settings(encoder: Encoder, side_um: float, window_um: float | None) -> tuple[int, float]:
+    """Features of a token, and the side of the window in um."""
+    if not has_tokens(encoder):
+        raise ValueError(no_tokens(encoder))
+    window_um = side_um / 2 if window_um is None else window_um
+    if not (np.isfinite(window_um) and window_um > 0):
+        raise ValueError(f"window_um={window_um}: the side of the window in um is positive.")
+    return encoder.token_dim, window_um
+
+
+def _refuse_larger(side_um: float, um: float, image: Image) -> None:
+    """Refuse patches that the picture, whole, would not fill: mostly a wrong scale."""
+    height, width = image.shape
+    if side_um / um > max(height, width):
+        raise ValueError(
+            f"a patch of {side_um:g} um is {side_um / um:.0f} px at {um:.4g} um/px, but the image is only {width:.6g} "
+            f"wide and {height:.6g} high. Correct mpp= (or pitch_um=), or take a smaller patch_um=."
+        )

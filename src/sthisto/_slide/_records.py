@@ -68,6 +68,7 @@ class Description:
     patch_um: float
     mpp: float  # um per full-resolution pixel
     image: str  # path as it was given, "uns:hires", or "" for an array
+    window_um: float | None = None  # side over which tokens are averaged; None: a patch for each point
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:

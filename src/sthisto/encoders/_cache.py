@@ -47,19 +47,17 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        import zarr  # noqa: PLC0415
-
         self.folder = folder
         self._parts = 0
         self._changed: list[NDArray[np.intp]] = []
         self._last = time.monotonic()
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            self._refuse_others(settings)
-            return
-        draft = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(draft, ignore_errors=True)
-        zarr.create_group(draft, attributes={_MARK: FORMAT, **settings})
-        draft.replace(folder)
+        _group(folder.parent, {})
+        changed = _differences(_group(folder, settings), settings)
+        if changed:
+            raise ValueError(
+                f"{folder} holds features made with other settings: {'; '.join(changed)}. Give cache= another path, or "
+                "delete this one."
+            )
 
     def restore(self, features: NDArray[np.float32]) -> int:
         """Put back what was kept into ``features`` (n, d), and tell how much of the work was done."""
@@ -102,27 +100,33 @@ class FeatureCache:
         draft.replace(part)
         self._parts += 1
 
-    def _refuse_others(self, settings: Mapping[str, Any]) -> None:
-        import zarr  # noqa: PLC0415
 
-        try:
-            held = dict(zarr.open_group(self.folder, mode="r").attrs)
-        except (FileNotFoundError, NotADirectoryError, zarr.errors.ContainsArrayError) as error:
-            raise ValueError(f"{self.folder} is no cache of features. Give cache= a path of its own.") from error
-        if held.pop(_MARK, None) != FORMAT:
-            raise ValueError(
-                f"{self.folder} is no cache of features, or one of another version. Give cache= a path of its own."
-            )
-        changed = [
-            f"{name} (was {_shown(held.get(name))}, is {_shown(settings.get(name))})"
-            for name in sorted({*held, *settings})
-            if not _same(name, held.get(name), settings.get(name))
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder} holds features made with other settings: {'; '.join(changed)}. Give cache= another "
-                "path, or delete this one."
-            )
+def _group(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a group of a cache with these settings, or read those of the one that is there."""
+    import zarr  # noqa: PLC0415
+
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        draft = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(draft, ignore_errors=True)
+        zarr.create_group(draft, attributes={_MARK: FORMAT, **settings})
+        draft.replace(folder)
+        return dict(settings)
+    try:
+        held: dict[str, Any] = dict(zarr.open_group(folder, mode="r").attrs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no cache of features. Give cache= a path of its own.") from error
+    if held.pop(_MARK, None) != FORMAT:
+        raise ValueError(f"{folder} is no cache of features of this version. Give cache= a path of its own.")
+    return held
+
+
+def _differences(held: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Say of each setting that is another what it was and what it is."""
+    return [
+        f"{name} (was {_shown(held.get(name))}, is {_shown(settings.get(name))})"
+        for name in sorted({*held, *settings})
+        if not _same(name, held.get(name), settings.get(name))
+    ]
 
 
 def settings_of(
