@@ -175,6 +175,7 @@ def description(adata: AnnData, key: str, library: str, *, alone: bool) -> Descr
     if library not in libraries and not (alone and len(libraries) == 1):
         raise KeyError(f"no features were extracted for section {library!r} (there are: {listed(libraries)}).")
     at = libraries.index(library) if library in libraries else 0
+    window = float(record["window_um"]) if record.get("dense", False) else None
     return Description(
-        str(record["encoder"]), float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at])
+        str(record["encoder"]), float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at]), window
     )

@@ -200,5 +200,5 @@ def _looks(  # noqa: PLR0917  private, called once
             picture, _ = _slide.find_image(adata, name, image)
         # A lattice may reach over the picture's border, the spots it was laid over may not.
         check_scale(picture, points.xy if points.site is None else places[name].xy)
-        side = made.patch_um / made.mpp
-        yield encode(picture, points.xy, side, describe, batch_size=batch_size, progress=progress)
+        side, window = made.patch_um / made.mpp, None if made.window_um is None else made.window_um / made.mpp
+        yield encode(picture, points.xy, side, describe, window=window, batch_size=batch_size, progress=progress)
