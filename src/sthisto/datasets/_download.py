@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from tqdm.auto import tqdm
 
 logger = logging.getLogger("sthisto")
 
-BLOCK = 1 << 20
+BLOCK = 1 << 16  # bytes; a block that is cut is lost, so they are small
 SECONDS = 60  # without a byte, after which a connection counts as cut
 
 
@@ -39,7 +41,18 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, progress: bool = T
     def download(url: str, target: str, _: Any) -> None:
         _whole(url, path, progress).replace(target)
 
-    return Path(pooch.retrieve(url, known, path.name, path.parent, downloader=download))
+    with _quiet(pooch.get_logger()):  # what it says is said above
+        return Path(pooch.retrieve(url, known, path.name, path.parent, downloader=download))
+
+
+@contextmanager
+def _quiet(log: logging.Logger) -> Iterator[None]:
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def part_of(path: Path) -> Path:
