@@ -13,7 +13,8 @@ import sthisto
 ROOT = Path(sthisto.__file__).parent
 FLOORS = (
     {"grids", "images", "metrics", "uncertainty"},
-    {"encoders", "_training"},
+    {"_training"},
+    {"encoders"},
     {"models", "_slide"},
     {"evaluation"},
     {"pp", "tl", "pl", "datasets"},

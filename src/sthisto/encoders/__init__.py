@@ -3,14 +3,21 @@
 An encoder is found by name in :data:`ENCODERS`, or is any object that satisfies :class:`Encoder`.
 """
 
-import dataclasses
+import hashlib
+import sys
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, TypeGuard
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sthisto.encoders._registry import ENCODERS, EncoderSpec, Pooling, may_be_passed_on
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "ENCODERS",
@@ -22,9 +29,9 @@ __all__ = [
     "has_tokens",
     "has_weights",
     "load",
+    "record",
+    "restore",
 ]
-
-Colour = tuple[float, float, float]
 
 
 class Encoder(Protocol):
@@ -87,63 +94,51 @@ def has_weights(encoder: Encoder) -> TypeGuard[LearntEncoder]:
     return isinstance(getattr(encoder, "provenance", None), dict) and callable(getattr(encoder, "weights_bytes", None))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderSpec:
-    """What the registry says of an encoder without importing it: identity, input and licence in one record."""
+def load(
+    encoder: "str | Encoder | nn.Module",
+    *,
+    weights: str | PathLike[str] | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    pooling: Pooling | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    compile: bool = False,
+    **options: Any,
+) -> Encoder:
+    """Give the encoder of a name, a network as an encoder, or an encoder object itself once it keeps the contract.
 
-    source: str  # "module:function", called as function(name, spec, weights=, device=, **options)
-    dim: int
-    field: int = 224
-    patch_um: float = 112.0  # 224 pixels at the 0.5 um/px that most image models were trained at
-    weights: str | None = None  # "owner/name@revision" on the Hub
-    params: Mapping[str, object] = dataclasses.field(default_factory=dict)  # of the architecture
-    mean: Colour = (0.485, 0.456, 0.406)  # of ImageNet
-    std: Colour = (0.229, 0.224, 0.225)
-    gated: bool = False
-    license: str
-    reference: str
-
-    def load(self, name: str, *, weights: str | None, device: str | None, **options: object) -> Encoder:
-        """Import the source and build the encoder."""
-        module, function = self.source.split(":")
-        encoder: Encoder = getattr(import_module(module), function)(
-            name, self, weights=weights, device=device, **options
-        )
-        return encoder
-
-
-ENCODERS: dict[str, EncoderSpec] = {
-    "handcrafted": EncoderSpec(
-        source="sthisto.encoders.handcrafted:build",
-        dim=102,
-        field=256,
-        patch_um=512.0,
-        license="BSD-3-Clause",
-        reference="Ruifrok & Johnston 2001; Haralick et al. 1973; Ojala et al. 2002",
-    ),
-}
-
-
-def load(encoder: str | Encoder, *, weights: str | None = None, device: str | None = None, **options: Any) -> Encoder:
-    """Give the encoder of a name, or an encoder object itself once it is known to keep the contract.
-
-    One door for both, so that a backbone of one's own needs no registration: any object with the attributes of
-    :class:`Encoder` will do.
+    One door for all, so that a backbone of one's own needs no registration.
 
     Parameters
     ----------
     encoder
-        Name in :data:`ENCODERS`, or an object that satisfies :class:`Encoder`.
+        Name in :data:`ENCODERS`; any other network that timm has on the Hub, by its name there; ``"hf-hub:owner/name"``
+        for a repository in the form of timm or transformers; a ``torch.nn.Module`` that takes colours (n, 3, h, w); or
+        an object that satisfies :class:`Encoder`.
     weights
-        Local file with the weights, where the encoder has weights; the registry's own source where not given.
+        Local file with the weights (safetensors, or what torch saves), or a folder as the Hub has it; the Hub and its
+        cache where not given.
     device
-        Where a learnt encoder runs, as torch names it; encoders without weights run on the CPU.
+        Where a network runs, as torch names it; ``None`` takes a GPU where there is one. Encoders without weights run
+        on the CPU.
+    revision
+        Branch, tag or commit on the Hub.
+    pooling
+        Features of a patch from the tokens of its places: ``"class"`` token, ``"mean"`` of the places, ``"both"`` side
+        by side, or ``"own"``, as the network itself does it. ``None`` takes what the encoder was published with.
+    precision
+        ``"bfloat16"`` or ``"float32"``. ``None`` takes bfloat16 on GPUs that compute in it, else float32.
+    compile
+        Compile the network (``torch.compile``): slower at first, then faster.
     options
-        What the one encoder takes besides, such as ``threads`` of the hand-crafted one.
+        What the one encoder takes besides: ``threads`` of the hand-crafted one; ``field`` (pixels; needed unless timm
+        made it), ``patch_um``, ``mean``, ``std`` (of colours from 0 to 1, ImageNet's where not given) and ``name`` of a
+        ``torch.nn.Module``, of which a copy is taken.
 
     Returns
     -------
-    The encoder, called with patches (n, field, field, 3) uint8 RGB, which gives features (n, dim) float32.
+    The encoder, called with patches (n, field, field, 3) uint8 RGB, which gives features (n, dim) float32. Networks
+    that describe the places of a patch are :class:`TokenEncoder`, those with weights :class:`LearntEncoder`.
 
     Raises
     ------
@@ -152,7 +147,16 @@ def load(encoder: str | Encoder, *, weights: str | None = None, device: str | No
     TypeError
         The object lacks part of the contract, or the encoder does not take one of the options.
     ValueError
-        Weights for an encoder without any, or weights, device or options beside an object, which has them already.
+        Weights for an encoder without any, or of another architecture; weights, device or options beside an object,
+        which has them already; no such device, pooling or precision; a file that is damaged.
+    PermissionError
+        The weights are gated and the Hub does not give them; the message says where to ask.
+    FileNotFoundError
+        No such file, repository or revision; offline, and nothing in the cache.
+    ConnectionError
+        The Hub does not answer, or the download was cut.
+    ImportError
+        timm or transformers is needed, and is not there.
 
     Examples
     --------
@@ -161,20 +165,132 @@ def load(encoder: str | Encoder, *, weights: str | None = None, device: str | No
     >>> encoder.field, encoder.patch_um
     (256, 512.0)
     """
+    settings = {"revision": revision, "pooling": pooling, "precision": precision, "compile": compile or None, **options}
+    given = {name: value for name, value in settings.items() if value is not None}
     if isinstance(encoder, str):
-        if encoder not in ENCODERS:
-            raise KeyError(f"no encoder {encoder!r} (there are: {', '.join(sorted(ENCODERS))}); an object is taken too")
-        return ENCODERS[encoder].load(encoder, weights=weights, device=device, **options)
-    given = {"weights": weights, "device": device} | options
-    surplus = sorted(name for name, value in given.items() if value is not None)
-    if surplus:
-        raise ValueError(f"{', '.join(surplus)} given beside an encoder object: set them when the object is made")
+        if encoder in ENCODERS:
+            return ENCODERS[encoder].load(encoder, weights=weights, device=device, **given)
+        return _network("from_name", encoder, weights=weights, device=device, **given)
+    if _is_module(encoder):
+        if weights is not None:
+            raise ValueError("weights given beside a torch.nn.Module: load them into it.")
+        return _network("from_module", encoder, device=device, **given)
+    given |= {name: value for name, value in {"weights": weights, "device": device}.items() if value is not None}
+    if given:
+        raise ValueError(f"{', '.join(sorted(given))} given beside an encoder object: set them when the object is made")
     _check_encoder(encoder)
+    return encoder  # type: ignore[return-value]  # checked just above
+
+
+def record(encoder: Encoder, *, keep_weights: bool = False) -> dict[str, Any]:
+    """Give what ``uns`` holds of an encoder: its name, where its weights come from, and on demand the weights.
+
+    With the weights the object alone reproduces its features, on a machine without network: :func:`restore`.
+
+    Parameters
+    ----------
+    encoder
+        From :func:`load`.
+    keep_weights
+        Whether to put the weights in, 4 bytes each. Their licence may forbid passing the object on: then a warning
+        names it.
+
+    Returns
+    -------
+    ``encoder``, its name, and for one with weights ``provenance``, a dict of strings, numbers and arrays. With
+    ``keep_weights``: ``weights`` (b,) uint8, a safetensors file, and its ``weights_sha256``. h5ad and zarr keep all.
+
+    Raises
+    ------
+    ValueError
+        The weights cannot be kept, as the network could not be built again.
+
+    Examples
+    --------
+    >>> record(load("handcrafted"))
+    {'encoder': 'handcrafted'}
+    """
+    if not has_weights(encoder):
+        if keep_weights and encoder.name not in ENCODERS:
+            raise ValueError(f"keep_weights=True: encoder {encoder.name!r} hands no weights over (weights_bytes).")
+        return {"encoder": encoder.name}
+    about = dict(encoder.provenance)
+    if not keep_weights:
+        return {"encoder": encoder.name, "provenance": about}
+    if about.get("builder") not in {"timm", "transformers"}:
+        raise ValueError(
+            f"keep_weights=True: the network {encoder.name!r} was made by hand, and its weights alone do not bring "
+            "it back. Save it beside the object, and pass it as encoder=."
+        )
+    if not may_be_passed_on(str(about["licence"]), gated=bool(about["gated"])):
+        warnings.warn(
+            f"the object now holds the weights of {encoder.name!r}, under {about['licence']}"
+            f"{', gated' if about['gated'] else ''}: do not pass it on where that forbids it.",
+            stacklevel=3,
+        )
+    kept = encoder.weights_bytes()
+    return {
+        "encoder": encoder.name,
+        "provenance": about,
+        "weights": np.frombuffer(kept, np.uint8),
+        "weights_sha256": hashlib.sha256(kept).hexdigest(),
+    }
+
+
+def restore(made: Mapping[str, Any], *, device: str | None = None) -> Encoder:
+    """Undo :func:`record`: from the weights it holds, else from where they came, which have to be the same.
+
+    Parameters
+    ----------
+    made
+        From :func:`record`, or ``uns["sthisto"]["features"][key]``, also from a file.
+    device
+        Where a network runs.
+
+    Returns
+    -------
+    The encoder, with its pooling and precision; on the same kind of device it gives the same bits. It is not compiled.
+
+    Raises
+    ------
+    KeyError
+        The encoder was an object of the user's, or an ``torch.nn.Module``.
+    ValueError
+        The weights are damaged, or others by now.
+    OSError
+        The weights are not kept, and are not where they came from; as :func:`load` says it.
+
+    Examples
+    --------
+    >>> restore(record(load("handcrafted"))).name
+    'handcrafted'
+    """
+    name, about = str(made["encoder"]), made.get("provenance", {})
+    if about.get("builder") in {"timm", "transformers"}:
+        kept = np.asarray(made["weights"], np.uint8).tobytes() if "weights" in made else None
+        return _network("from_record", about, kept, str(made.get("weights_sha256", "")), device=device)
+    if about or name not in ENCODERS:
+        raise KeyError(
+            f"no encoder {name!r} to be found by name, as it was an object (by name there are: "
+            f"{', '.join(sorted(ENCODERS))}): pass it again as encoder=."
+        )
+    return load(name, device=device)
+
+
+def _network(function: str, *given: Any, **options: Any) -> Encoder:
+    """Call what builds networks; torch and more are imported first here."""
+    encoder: Encoder = getattr(import_module("sthisto.encoders._sources"), function)(*given, **options)
     return encoder
 
 
-def _check_encoder(encoder: object) -> None:
-    """TypeError that names what an object lacks of :class:`Encoder`."""
+def _is_module(encoder: object) -> bool:
+    """Whether this is a network that is not an encoder by itself; torch is loaded if it is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(encoder, torch.nn.Module) and bool(_lacks(encoder))
+
+
+def _lacks(encoder: object) -> list[str]:
+    """Name what an object lacks of :class:`Encoder`."""
     kinds: dict[str, type | tuple[type, ...]] = {
         "name": str,
         "dim": (int, np.integer),
@@ -188,6 +304,12 @@ def _check_encoder(encoder: object) -> None:
     ]
     if isinstance(encoder, type) or not callable(encoder):
         wrong.append("__call__")
+    return wrong
+
+
+def _check_encoder(encoder: object) -> None:
+    """TypeError that names what an object lacks of :class:`Encoder`."""
+    wrong = _lacks(encoder)
     if wrong:
         raise TypeError(
             f"{encoder!r} is no encoder; wrong or absent: {', '.join(wrong)}. Pass a name "

@@ -1,0 +1,240 @@
+"""What is known of every encoder before anything is imported or downloaded: one record an encoder."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sthisto.encoders import Encoder
+
+Colour = tuple[float, float, float]
+Pooling = Literal["class", "mean", "both", "own"]
+
+NETWORK = "sthisto.encoders._sources:from_registry"
+NC_ND = "CC-BY-NC-ND-4.0"
+FREE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What the registry says of an encoder without importing it: identity, input and licence in one record."""
+
+    source: str  # "module:function", called as function(name, spec, weights=, device=, **options)
+    dim: int
+    field: int = 224
+    patch_um: float = 112.0  # 224 pixels at the 0.5 um/px that most image models were trained at
+    weights: str | None = None  # "owner/name" on the Hub
+    builder: Literal["timm", "transformers"] = "timm"  # whose network it is, where it is one
+    architecture: str = ""  # as the builder names it
+    params: Mapping[str, object] = dataclasses.field(default_factory=dict)  # of the architecture
+    unused: tuple[str, ...] = ()  # beginnings of names of weights that the features do not need
+    pooling: Pooling = "class"
+    mean: Colour = (0.485, 0.456, 0.406)  # of ImageNet
+    std: Colour = (0.229, 0.224, 0.225)
+    gated: bool = False
+    license: str
+    reference: str
+
+    @property
+    def mpp(self) -> float:
+        """Scale of the input, um per pixel."""
+        return self.patch_um / self.field
+
+    def load(
+        self, name: str, *, weights: str | PathLike[str] | None, device: str | None, **options: object
+    ) -> "Encoder":
+        """Import the source and build the encoder."""
+        module, function = self.source.split(":")
+        encoder: Encoder = getattr(import_module(module), function)(
+            name, self, weights=weights, device=device, **options
+        )
+        return encoder
+
+
+def may_be_passed_on(licence: str, *, gated: bool) -> bool:
+    """Whether a licence lets anyone hand the weights to anyone; one that is not known does not."""
+    return licence.lower() in FREE and not gated
+
+
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # classes of timm and torch, found when they are needed
+_GIANT_REG4 = {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False}
+_BIOPTIMUS: tuple[Colour, Colour] = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)  # mean, std
+_HALF: Colour = (0.5, 0.5, 0.5)
+_KAIKO = "1aurent/vit_{}_224.kaiko_ai_towards_large_pathology_fms"
+
+ENCODERS: dict[str, EncoderSpec] = {
+    "handcrafted": EncoderSpec(
+        source="sthisto.encoders.handcrafted:build",
+        dim=102,
+        field=256,
+        patch_um=512.0,
+        license="BSD-3-Clause",
+        reference="Ruifrok & Johnston 2001; Haralick et al. 1973; Ojala et al. 2002",
+    ),
+    "uni": EncoderSpec(
+        source=NETWORK,
+        weights="MahmoodLab/UNI",
+        architecture="vit_large_patch16_224",
+        params={"init_values": 1e-5, "dynamic_img_size": True},
+        dim=1024,
+        gated=True,
+        license=NC_ND,
+        reference="Chen et al. 2024, Nat. Med. 30, 850",
+    ),
+    "uni2-h": EncoderSpec(
+        source=NETWORK,
+        weights="MahmoodLab/UNI2-h",
+        architecture="vit_giant_patch14_224",
+        params={
+            "img_size": 224,
+            "patch_size": 14,
+            "depth": 24,
+            "num_heads": 24,
+            "init_values": 1e-5,
+            "embed_dim": 1536,
+            "mlp_ratio": 2.66667 * 2,
+            "no_embed_class": True,
+            "reg_tokens": 8,
+            "dynamic_img_size": True,
+            **_SWIGLU,
+        },
+        dim=1536,
+        gated=True,
+        license=NC_ND,
+        reference="Chen et al. 2024, Nat. Med. 30, 850",
+    ),
+    "h-optimus-0": EncoderSpec(
+        source=NETWORK,
+        weights="bioptimus/H-optimus-0",
+        architecture="vit_giant_patch14_reg4_dinov2",
+        params=_GIANT_REG4,
+        dim=1536,
+        mean=_BIOPTIMUS[0],
+        std=_BIOPTIMUS[1],
+        license="Apache-2.0",
+        reference="Saillard et al. 2024, H-optimus-0 (Bioptimus)",
+    ),
+    "h-optimus-1": EncoderSpec(
+        source=NETWORK,
+        weights="bioptimus/H-optimus-1",
+        architecture="vit_giant_patch14_reg4_dinov2",
+        params=_GIANT_REG4,
+        dim=1536,
+        mean=_BIOPTIMUS[0],
+        std=_BIOPTIMUS[1],
+        gated=True,
+        license=NC_ND,
+        reference="Bioptimus 2025, H-optimus-1",
+    ),
+    "h0-mini": EncoderSpec(
+        source=NETWORK,
+        weights="bioptimus/H0-mini",
+        architecture="vit_base_patch14_reg4_dinov2",
+        params={"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.33334, "dynamic_img_size": True, **_SWIGLU},
+        dim=768,
+        mean=_BIOPTIMUS[0],
+        std=_BIOPTIMUS[1],
+        gated=True,
+        license=NC_ND,
+        reference="Filiot et al. 2025, arXiv 2501.16239",
+    ),
+    "virchow2": EncoderSpec(
+        source=NETWORK,
+        weights="paige-ai/Virchow2",
+        architecture="vit_huge_patch14_224",
+        params={
+            "img_size": 224,
+            "init_values": 1e-5,
+            "reg_tokens": 4,
+            "mlp_ratio": 5.3375,
+            "dynamic_img_size": True,
+            **_SWIGLU,
+        },
+        pooling="both",
+        dim=2560,
+        gated=True,
+        license=NC_ND,
+        reference="Zimmermann et al. 2024, arXiv 2408.00738",
+    ),
+    "gigapath": EncoderSpec(
+        source=NETWORK,
+        weights="prov-gigapath/prov-gigapath",
+        architecture="vit_giant_patch14_dinov2",
+        params={
+            "img_size": 224,
+            "patch_size": 16,
+            "embed_dim": 1536,
+            "depth": 40,
+            "num_heads": 24,
+            "init_values": 1e-5,
+            "mlp_ratio": 5.33334,
+        },
+        dim=1536,  # its authors cut 256 px at 0.5 um/px and keep the middle 224
+        gated=True,
+        license="Prov-GigaPath terms (research use, see the model card)",
+        reference="Xu et al. 2024, Nature 630, 181",
+    ),
+    "kaiko-b8": EncoderSpec(
+        source=NETWORK,
+        weights=_KAIKO.format("base_patch8"),
+        architecture="vit_base_patch8_224",
+        params={"dynamic_img_size": True},
+        dim=768,
+        mean=_HALF,
+        std=_HALF,
+        license="kaiko.ai terms (see the model card)",
+        reference="kaiko.ai et al. 2024, arXiv 2404.15217",
+    ),
+    "kaiko-s16": EncoderSpec(
+        source=NETWORK,
+        weights=_KAIKO.format("small_patch16"),
+        architecture="vit_small_patch16_224",
+        params={"dynamic_img_size": True},
+        dim=384,
+        mean=_HALF,
+        std=_HALF,
+        license="kaiko.ai terms (see the model card)",
+        reference="kaiko.ai et al. 2024, arXiv 2404.15217",
+    ),
+    "lunit-s8": EncoderSpec(
+        source=NETWORK,
+        weights="1aurent/vit_small_patch8_224.lunit_dino",
+        architecture="vit_small_patch8_224",
+        params={"dynamic_img_size": True},
+        dim=384,
+        mean=(0.70322989, 0.53606487, 0.66096631),
+        std=(0.21716536, 0.26081574, 0.20723464),
+        license="Lunit non-commercial licence",
+        reference="Kang et al. 2023, CVPR, 3344",
+    ),
+    "phikon-v2": EncoderSpec(
+        source=NETWORK,
+        builder="transformers",
+        weights="owkin/phikon-v2",
+        architecture="dinov2",
+        params={
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 16,
+        },
+        dim=1024,
+        license="Owkin non-commercial licence",
+        reference="Filiot et al. 2024, arXiv 2409.09173",
+    ),
+    "resnet50": EncoderSpec(
+        source=NETWORK,
+        weights="timm/resnet50.tv_in1k",
+        architecture="resnet50",
+        params={"features_only": True, "out_indices": (3,)},  # the third of four stages, as HEST-Bench takes it
+        unused=("layer4.", "fc."),
+        pooling="mean",
+        dim=1024,
+        license="BSD-3-Clause",
+        reference="He et al. 2016, CVPR, 770",
+    ),
+}
