@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthisto import _slide
-from sthisto.encoders import Encoder, has_tokens, load
+from sthisto.encoders import Encoder, has_tokens, load, record
 from sthisto.encoders._encode import encode, no_tokens
 from sthisto.images import Image, check_scale
 
@@ -28,7 +28,8 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     window_um: float | None = None,
     mpp: float | None = None,
     pitch_um: float | None = None,
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    keep_weights: bool = False,
     device: str | None = None,
     batch_size: int = 64,
     cache: str | os.PathLike[str] | None = None,
@@ -77,6 +78,10 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     weights
         Local file with the encoder's weights, where it has weights. Other options belong to
         :func:`sthisto.encoders.load`, whose result is passed as ``encoder``.
+    keep_weights
+        Put the encoder's weights into ``uns``, so that the object alone reproduces its features, also without network:
+        :func:`sthisto.tl.upsample` loads the encoder from there, and so does :func:`sthisto.encoders.restore`. They take
+        4 bytes each (UNI: 1.2 GB). Where the licence forbids passing them on, a warning names it.
     device
         Where a learnt encoder runs, as torch names it; ``None`` chooses.
     batch_size
@@ -98,7 +103,8 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
 
     ``obsm[key_added]`` : (n, d) float32, one row a spot
     ``uns["sthisto"]["features"][key_added]`` : encoder, patch size, scale and image of each section; ``dense`` and
-    its ``window_um``
+    its ``window_um``; of a network, in ``provenance``, where its weights come from (repository, commit, file, SHA-256,
+    licence), its input, pooling and precision; ``weights`` and ``weights_sha256`` where they are kept
     ``uns["spatial"][library]`` : a ``hires`` picture of at most 2 000 px with its scale, where the section had none
 
     Raises
@@ -109,9 +115,11 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
         Spots outside the image; coordinates that are repeated, not finite, (row, column) or of several sections at
         once; a scale that is unknown or contradicted by the array's pitch; a file that is no whole image; a patch
         larger than the image; an encoder that breaks its contract; ``dense`` with an encoder without tokens; a cache
-        of other settings.
+        of other settings; weights of another architecture, or that cannot be kept; no such device.
+    PermissionError
+        The weights are gated, and the Hub does not give them.
     OSError
-        The image file cannot be found or read.
+        The image file cannot be found or read, or the weights cannot be had.
 
     Examples
     --------
@@ -129,6 +137,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     dim, window_um = _dense_settings(describe, side_um, window_um) if dense else (describe.dim, window_um)
     if window_um is not None and not dense:
         raise ValueError(f"window_um={window_um:g} is for dense=True; a patch is described as a whole.")
+    made = record(describe, keep_weights=keep_weights)  # first, as it may refuse
     features = np.empty((adata.n_obs, dim), dtype=np.float32)
     pictures: dict[str, dict[str, Any]] = {}
     scales: list[float] = []
@@ -151,8 +160,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
         pictures[library] = _slide.small_picture(adata, library, picture, place.pitch)
         scales.append(um)
         paths.append(path)
-    record = {
-        "encoder": describe.name,
+    made |= {
         "patch_um": float(side_um),
         "dense": dense,
         "libraries": np.array(list(pictures), dtype=str),
@@ -160,8 +168,8 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
         "image": np.array(paths, dtype=str),
     }
     if window_um is not None:
-        record["window_um"] = float(window_um)
-    _slide.write_features(adata, key_added, features, record, pictures)
+        made["window_um"] = float(window_um)
+    _slide.write_features(adata, key_added, features, made, pictures)
 
 
 def _dense_settings(encoder: Encoder, side_um: float, window_um: float | None) -> tuple[int, float]:

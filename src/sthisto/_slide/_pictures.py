@@ -177,5 +177,5 @@ def description(adata: AnnData, key: str, library: str, *, alone: bool) -> Descr
     at = libraries.index(library) if library in libraries else 0
     window = float(record["window_um"]) if record.get("dense", False) else None
     return Description(
-        str(record["encoder"]), float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at]), window
+        record, float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at]), window
     )

@@ -64,7 +64,7 @@ class Points:
 class Description:
     """How the features of one section were made."""
 
-    encoder: str
+    encoder: Mapping[str, Any]  # its name, where it comes from and perhaps its weights, as encoders.restore takes them
     patch_um: float
     mpp: float  # um per full-resolution pixel
     image: str  # path as it was given, "uns:hires", or "" for an array

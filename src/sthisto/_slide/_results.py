@@ -84,7 +84,9 @@ def new_slide(  # noqa: PLR0917  the parts of an AnnData
         made.uns["spatial"] = kept
     described = like.uns.get(UNS, {}).get("features")
     if described:
-        made.uns[UNS] = {"features": deepcopy(described)}  # the scale, for scale bars
+        # The scale, for scale bars; of the encoder's weights, which are large, the fitted object has enough.
+        light = {key: {part: record[part] for part in record if part != "weights"} for key, record in described.items()}
+        made.uns[UNS] = {"features": deepcopy(light)}
     return made
 
 

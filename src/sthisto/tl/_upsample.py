@@ -191,9 +191,11 @@ def _looks(  # noqa: PLR0917  private, called once
     progress: bool,
 ) -> Iterator[NDArray[np.float32]]:
     """Features of the laid points, section by section, made as those of the spots were."""
+    describe = None if encoder is None else encoders.load(encoder, device=device)
     for name, points in laid.items():
         made = _slide.description(adata, found.features_key, name, alone=not found.library_key)
-        describe = encoders.load(made.encoder if encoder is None else encoder, device=device)
+        if describe is None:
+            describe = encoders.restore(made.encoder, device=device)
         if image is None:
             picture = _slide.recorded_image(adata, name, made.image)
         else:
