@@ -648,3 +648,17 @@ def test_her2st_from_picture_to_map(data):
     on_map, elsewhere = small[y, x].min(axis=1), small.min(axis=2)
     assert np.median(on_map) < np.median(elsewhere)  # tissue is darker than glass
     assert dense.uns["spatial"]["section"]["images"]["hires"].shape[0] <= 2000
+
+
+def test_histosge_sees_the_colours_of_the_picture(section):
+    """Its paper has an RGB map beside the features; other models read the features alone."""
+    fit(section, "histosge", key_added="with")
+    fit(section, "histosge", key_added="without", params={"epochs": 3, "rgb": False})
+    expected, _ = predicted(section, "without")
+    section.obsm["X_elsewhere"] = section.obsm["X_histo"]
+    del section.uns["spatial"], section.uns["sthisto"]["features"]
+    assert_array_equal(predicted(section, "without")[0], expected)
+    with pytest.raises((KeyError, FileNotFoundError), match="picture|image"):
+        predicted(section, "with")
+    with pytest.raises(KeyError, match="Pass image="):
+        fit(section, "histosge", features_key="X_elsewhere")

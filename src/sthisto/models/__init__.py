@@ -74,6 +74,11 @@ class ModelSpec:
         return model
 
 
+def reads_pixels(name: str, model: Model) -> bool:
+    """Whether a built model takes patches: as the registry says, or by its own setting ``rgb``."""
+    return "patches" in MODELS[name].inputs or bool(getattr(model, "rgb", False))
+
+
 MODELS: dict[str, ModelSpec] = {
     "attention": ModelSpec(
         source="sthisto.models.attention:Attention",

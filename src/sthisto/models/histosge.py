@@ -15,8 +15,9 @@ whichever other points are asked for, and spots that are held back take part by 
 ``variant="paper"`` differs from the authors' code in this:
 
 - RGB map: the text has it, the code does not. The mean colour of the patch is read where a section brings its pixels
-  (``Section.patches``). Where it does not, there is no colour to read but what the features hold; of an encoder that
-  gives colour (the hand-crafted one: mean red, green and blue) W_f f contains W_c c, both being linear.
+  (``Section.patches``), as ``tl.fit`` has it do unless ``rgb=False``. Where it does not, there is no colour to read but
+  what the features hold; of an encoder that gives colour (the hand-crafted one: mean red, green and blue) W_f f
+  contains W_c c, both being linear.
 - Positions are continuous: s(p) are sines and cosines of p from the middle of the section, wavelengths from 4 to 512
   pitches, in place of integers through embeddings, by which points between spots share their neighbour's code.
 - N(i) are the nearest spots, not those beside it in the table.
@@ -40,7 +41,7 @@ In both, the points of a section that was not fitted have no position code and n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -124,7 +125,8 @@ class HisToSGE:
     """Attention over the look and place of the measured spots around, from the paper or as in its scripts.
 
     ``n_context`` spots, the point itself included, make a sequence; ``heads`` of 64 attend. ``validation`` is the share
-    of spots held out; ``learning_rate=None`` takes 1e-4, or the scripts' 1e-3. The paper's variant alone has ``width``,
+    of spots held out; ``learning_rate=None`` takes 1e-4, or the scripts' 1e-3. The paper's variant alone has ``rgb``,
+    the mean colour of a patch of ``patch_um`` beside the features (another variant sets it to False), ``width``,
     ``dropout``, ``weight_decay``, ``batch_size`` and ``patience``, the epochs without improvement before it stops
     (``None``: never).
 
@@ -140,6 +142,7 @@ class HisToSGE:
     """
 
     variant: Literal["paper", "scripts"] = "paper"
+    rgb: bool = True
     epochs: int = 1000
     learning_rate: float | None = None
     n_context: int = 50
@@ -151,11 +154,14 @@ class HisToSGE:
     batch_size: int = 256
     patience: int | None = 20
     validation: float = 0.15
+    patch_um: float = 55.0  # a Visium spot
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
+    field: ClassVar[int] = 16  # pixels of the patch, whose mean is all that is read
 
     def __post_init__(self) -> None:
         if self.variant not in ("paper", "scripts"):
             raise ValueError(f"variant is {self.variant!r}; there are 'paper' and 'scripts'")
+        self.rgb = self.rgb and not self._scripts
         if self.n_context < 2:
             raise ValueError(f"n_context is {self.n_context}: attention needs a spot beside the point, so 2 or more")
 
@@ -324,7 +330,9 @@ class HisToSGE:
         return context, counts
 
 
-def _nearest(spots: Floats, points: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
+def _nearest(
+    spots: NDArray[np.float64], points: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Distances (m, k) and rows (m, k) of the nearest spots; infinite distance where there are fewer.
 
     On a lattice many spots are equally far away. The first in the table are taken, lest rounding decide: a point and

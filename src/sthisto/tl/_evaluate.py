@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from sthisto import _slide, evaluation, grids
 from sthisto.metrics import lognorm
-from sthisto.models import MODELS, Model, Patches, Section
+from sthisto.models import MODELS, Model, Patches, Section, reads_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -135,7 +135,7 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         raise ValueError(f"n_repeats={n_repeats}, n_genes={n_genes}: both should be 1 or more.")
     places = _slide.places(adata, library_key)
     measured = _measured(adata, places.values(), settings, features_key, layer, counts_layer, genes)
-    seeing = [name for name in settings if "patches" in MODELS[name].inputs]
+    seeing = [name for name, own in settings.items() if reads_pixels(name, build(name, own))]
     pixels = [Pixels.find(adata, name, place, image, features_key) for name, place in places.items() if seeing]
     hidings = [
         (name, seed, [grids.hold_out(section.xy, fraction, block=side, seed=seed) for section in measured.sections])

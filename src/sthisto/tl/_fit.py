@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto import _slide
-from sthisto.models import MODELS
+from sthisto.models import MODELS, reads_pixels
 from sthisto.uncertainty import Spread
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     _refuse_few(places, model, spec.min_spots)
     measured = [_slide.expression(adata, place.rows, chosen, layer) for place in places.values()]
     pixels = [
-        Pixels.find(adata, name, place, image, record_key) if "patches" in spec.inputs else None
+        Pixels.find(adata, name, place, image, record_key) if reads_pixels(model, built) else None
         for name, place in places.items()
     ]
     sections = [

@@ -45,7 +45,7 @@ class Pixels:
         cls, adata: "AnnData", found: _slide.Fit, name: str, place: _slide.Place, image: Any, features_key: str
     ) -> "Pixels | None":
         """Open the picture that a section was fitted on, or that of one that was not."""
-        if "patches" not in MODELS[found.model].inputs:
+        if "picture_paths" not in found.arrays:  # the model read no pixels
             return None
         known = list(found.libraries)
         if place.known not in known:
