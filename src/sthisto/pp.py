@@ -80,8 +80,8 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
         :func:`sthisto.encoders.load`, whose result is passed as ``encoder``.
     keep_weights
         Put the encoder's weights into ``uns``, so that the object alone reproduces its features, also without network:
-        :func:`sthisto.tl.upsample` loads the encoder from there, and so does :func:`sthisto.encoders.restore`. They take
-        4 bytes each (UNI: 1.2 GB). Where the licence forbids passing them on, a warning names it.
+        :func:`sthisto.tl.upsample` loads the encoder from there, as :func:`sthisto.encoders.restore` does. They take 4
+        bytes each (UNI: 1.2 GB). Where the licence forbids passing them on, a warning names it.
     device
         Where a learnt encoder runs, as torch names it; ``None`` chooses.
     batch_size

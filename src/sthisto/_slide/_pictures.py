@@ -176,6 +176,4 @@ def description(adata: AnnData, key: str, library: str, *, alone: bool) -> Descr
         raise KeyError(f"no features were extracted for section {library!r} (there are: {listed(libraries)}).")
     at = libraries.index(library) if library in libraries else 0
     window = float(record["window_um"]) if record.get("dense", False) else None
-    return Description(
-        record, float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at]), window
-    )
+    return Description(record, float(record["patch_um"]), float(record["mpp"][at]), str(record["image"][at]), window)
