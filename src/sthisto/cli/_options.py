@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from sthisto import __version__
 from sthisto.cli._commands import run_evaluate, run_features, run_fit, run_upsample
+from sthisto.cli._completion import SHELLS, run_completion
 from sthisto.cli._demo import run_demo
 from sthisto.cli._job import FEATURES, MODEL
 from sthisto.cli._steps import N_GENES
@@ -49,6 +50,13 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=told, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("section", type=Path, metavar="SECTION.h5ad", help="AnnData with obsm['spatial']")
         add(command)
+    completion = commands.add_parser(
+        "completion",
+        help="print what makes the shell complete commands, options and files",
+        description='Print a script for the shell. In its start file: eval "$(sthisto completion bash)"',
+    )
+    completion.set_defaults(run=run_completion)
+    completion.add_argument("shell", choices=SHELLS, help="the shell that is to evaluate it")
     for command in commands.choices.values():
         talk = command.add_argument_group("talking")
         talk.add_argument("--json", action="store_true", help="print the summary as JSON")
