@@ -137,12 +137,21 @@ def test_hexagonal_arrays_are_visium(bare, extract, caplog):
 
 def test_square_arrays_are_guessed_aloud(extract):
     section = synthetic(60, n_genes=10, array="square", pitch_um=200.0, mpp=4.0)
+    del section.uns["spatial"]["synthetic_0"]["scalefactors"]["microns_per_pixel"]
     with pytest.warns(UserWarning, match="a square array 50 px apart, taken to be 200 um. Pass pitch_um= or mpp="):
         extract(section)
     assert_allclose(scale_of(section), [4.0], rtol=1e-6)
     extract(section, pitch_um=100.0)
     assert_allclose(scale_of(section), [2.0], rtol=1e-6)
     extract(section, mpp=3.0)  # square arrays come at many pitches
+    assert scale_of(section) == [3.0]
+
+
+def test_visium_hd_says_its_scale(extract):
+    section = synthetic(60, n_genes=10, array="square", pitch_um=16.0, mpp=0.5)  # no warning, which would be an error
+    extract(section)
+    assert scale_of(section) == [0.5]
+    extract(section, mpp=3.0)
     assert scale_of(section) == [3.0]
 
 

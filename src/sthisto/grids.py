@@ -16,7 +16,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import maximum_filter
-from scipy.spatial import cKDTree
+from scipy.spatial import Voronoi, cKDTree
 
 __all__ = ["Lattice", "hold_out", "nearest", "spacing", "within"]
 
@@ -178,6 +178,18 @@ class Lattice:
         a, b = _reduce(self.basis)[0]
         return float(np.linalg.norm([a, b, b - a], axis=1).prod() / (2 * _area(self.basis)))
 
+    @property
+    def cell(self) -> NDArray[np.float64]:
+        """Corners (k, 2), pixels, about a site of what is nearer to it than to any other: a square or a hexagon.
+
+        The cells of all sites fill the plane, so that a map drawn with them has neither gaps nor overlaps.
+        """
+        steps = np.indices((7, 7)).reshape(2, -1).T - 3
+        voronoi = Voronoi(steps @ _reduce(self.basis)[0])
+        corners = voronoi.vertices[voronoi.regions[voronoi.point_region[len(steps) // 2]]]
+        order = np.argsort(np.arctan2(corners[:, 1], corners[:, 0]))
+        return np.asarray(corners[order], dtype=np.float64)
+
     def index(self, xy: ArrayLike) -> NDArray[np.int64]:
         """Find the indices of the site nearest to each position: (n, 2) pixels -> (n, 2).
 
@@ -225,6 +237,25 @@ class Lattice:
                 f"factor should be a whole number of at least 1, as the old sites have to stay; got {factor!r}."
             )
         return type(self)(self.origin, self.basis / int(factor))
+
+    def split(self, factor: int) -> Self:
+        """Cut every cell into ``factor**2`` equal ones and take their centres; :meth:`refine` keeps the old sites.
+
+        So the bins of Visium HD lie within each other: a bin of 16 um is 2 x 2 of 8 um and 8 x 8 of 2 um. Site (i, j)
+        becomes the sites from ``factor * (i, j)`` on.
+
+        Raises
+        ------
+        ValueError
+            ``factor`` is no whole number of at least 1.
+
+        Examples
+        --------
+        >>> Lattice.square(16.0, origin=(8.0, 8.0)).split(2).points([[0, 0], [1, 1]]).tolist()
+        [[4.0, 4.0], [12.0, 12.0]]
+        """
+        fine = self.refine(factor)
+        return type(self)(self.origin - (factor - 1) / 2 * fine.basis.sum(axis=0), fine.basis)
 
     def cover(self, xy: ArrayLike, max_distance: float) -> NDArray[np.int64]:
         """All sites that are within ``max_distance`` of any spot.

@@ -8,6 +8,7 @@ State is data: strings, numbers, arrays and one safetensors blob, which h5ad and
 from sthisto._slide._pictures import description, find_image, recorded_image, scale, small_picture, write_features
 from sthisto._slide._records import LIBRARY, SCHEMA, UNS, UNSEEN, Description, Fit, Place, Points, check_key, write
 from sthisto._slide._results import gene_columns, new_slide, points_obs, write_prediction
+from sthisto._slide._spatialdata import takes_spatialdata
 from sthisto._slide._spots import fitted_places, places, positions, sections
 from sthisto._slide._state import load_fit, no_spots, pack, plain_params, read_fit, save_fit, unpack, write_fit
 from sthisto._slide._values import expression, features, finite_features, genes_to_model, training_rows
@@ -44,6 +45,7 @@ __all__ = [
     "scale",
     "sections",
     "small_picture",
+    "takes_spatialdata",
     "training_rows",
     "unpack",
     "write",

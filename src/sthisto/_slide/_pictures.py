@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sthisto.images import Image, open_image
 
 PITCH_UM = {"hexagonal": 100.0, "square": 200.0}  # Visium; the first Spatial Transcriptomics arrays
 PICTURES = ("fullres", "hires", "lowres")  # names in uns["spatial"], the sharpest first
+ELEMENT = "sdata:"  # what the name of a picture starts with that is an element of a SpatialData
 logger = logging.getLogger("sthisto")
 
 
@@ -26,20 +28,24 @@ def find_image(adata: AnnData, library: str, image: Any, mpp: float | None = Non
             raise KeyError(f"image= has no entry for section {library!r} (found: {listed(by_name)}).")
         image = by_name[library]
     image = _source_image(adata, library) if image is None else image
-    kept = entry_of(adata, library).get("images", {})
+    kept, factors = entry_of(adata, library).get("images", {}), entry_of(adata, library).get("scalefactors", {})
+    told = factors.get("microns_per_pixel")  # Visium HD
     if image is None or (isinstance(image, str) and (image in kept or image in PICTURES)):
         name = image or _best_image(adata, kept, library)
         if name not in kept:
             raise KeyError(f"no image {name!r} in uns['spatial'][{library!r}]['images'] (found: {listed(kept)}).")
-        factor = entry_of(adata, library).get("scalefactors", {}).get(f"tissue_{name}_scalef")
+        factor = factors.get(f"tissue_{name}_scalef")
         if factor is None:
             raise KeyError(
                 f"uns['spatial'][{library!r}] holds the image {name!r} but no scalefactors['tissue_{name}_scalef'], so "
                 "its scale to the spots is unknown. Add it, or pass image= with the full-resolution picture."
             )
-        return open_image(np.asarray(kept[name]), scale=float(factor), mpp=mpp), f"uns:{name}"
+        return open_image(np.asarray(kept[name]), scale=float(factor), mpp=mpp or told), f"uns:{name}"
     opened = open_image(image, mpp=mpp)
-    return opened, str(image) if isinstance(image, str | Path) else ""
+    if opened.mpp is None and told:
+        opened = replace(opened, mpp=float(told))
+    named = isinstance(image, str | Path) or opened.source.startswith(ELEMENT)
+    return opened, opened.source if named else ""
 
 
 def recorded_image(adata: AnnData, library: str, path: str) -> Image:
@@ -48,6 +54,11 @@ def recorded_image(adata: AnnData, library: str, path: str) -> Image:
         raise KeyError(
             f"the features of section {library!r} were taken from an array, which is not kept: pass it again as "
             "image=, or pass features= for the points."
+        )
+    if path.startswith(ELEMENT):
+        raise KeyError(
+            f"the features of section {library!r} were taken from the image {path.removeprefix(ELEMENT)!r} of a "
+            "SpatialData: pass that and not its table, or the picture as image=."
         )
     gone = f"the features of section {library!r} were taken from {path!r}, which is not there: pass it as image=."
     try:

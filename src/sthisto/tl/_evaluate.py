@@ -15,12 +15,14 @@ from sthisto.models import MODELS, Model, Patches, Section, reads_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, build, section_of
 
 
+@_slide.takes_spatialdata
 def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
-    adata: "AnnData",
+    adata: "AnnData | SpatialData",
     models: str | Iterable[str] = ("attention", "gp", "ridge", "idw"),
     *,
     split: str | Iterable[str] = ("random", "block"),
@@ -39,6 +41,8 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     random_state: int = 0,
     device: str | None = None,
     progress: bool = True,
+    table_key: str | None = None,
+    image_key: str | None = None,
 ) -> pd.DataFrame:
     """Hide spots, fit each model on the rest, and score it on what was hidden.
 
@@ -91,6 +95,8 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         Where networks train; ``None`` takes a GPU where there is one.
     progress
         Show a progress bar over the fits.
+    table_key, image_key
+        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------

@@ -13,12 +13,14 @@ from sthisto.uncertainty import Spread
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, build, section_of
 
 
+@_slide.takes_spatialdata
 def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
-    adata: "AnnData",
+    adata: "AnnData | SpatialData",
     model: str = "attention",
     *,
     features_key: str = "X_histo",
@@ -32,6 +34,8 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     device: str | None = None,
     key_added: str = "sthisto",
     progress: bool = True,
+    table_key: str | None = None,
+    image_key: str | None = None,
 ) -> None:
     """Learn expression from image features, positions and the measured spots around.
 
@@ -70,6 +74,8 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         Name of the fit, also of the layers that :func:`predict` writes.
     progress
         Show progress bars.
+    table_key, image_key
+        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------

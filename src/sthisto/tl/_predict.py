@@ -10,18 +10,22 @@ from sthisto.uncertainty import Spread
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, restore, section_of
 
 
+@_slide.takes_spatialdata
 def predict(
-    adata: "AnnData",
+    adata: "AnnData | SpatialData",
     *,
     reference: "AnnData | None" = None,
     key: str = "sthisto",
     library_key: str | None = None,
     features_key: str | None = None,
     image: Any = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
 ) -> "AnnData | None":
     """Predict expression at the section's own spots: measured ones denoised, hidden ones filled in.
 
@@ -43,6 +47,8 @@ def predict(
         Features in ``obsm``; ``None`` takes the name used in ``fit``.
     image
         Picture for models that read pixels, as in :func:`fit`; ``None`` takes the one used there.
+    table_key, image_key
+        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------

@@ -14,13 +14,15 @@ from sthisto.uncertainty import Spread
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, restore
 
 
-def upsample(
-    adata: "AnnData",
-    grid: "int | grids.Lattice | ArrayLike" = 2,
+@_slide.takes_spatialdata
+def upsample(  # noqa: PLR0913  all with defaults
+    adata: "AnnData | SpatialData",
+    grid: "int | str | grids.Lattice | ArrayLike" = 2,
     *,
     image: Any = None,
     features: NDArray[np.float32] | None = None,
@@ -30,8 +32,11 @@ def upsample(
     batch_size: int = 64,
     device: str | None = None,
     progress: bool = True,
-) -> "AnnData":
-    """Predict expression on a dense grid, as a new AnnData.
+    rasters: Iterable[str] | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+) -> "AnnData | SpatialData":
+    """Predict expression on a dense grid, as a new object.
 
     The points are described as the spots were, from the same picture at the same scale, so that the map runs through
     what :func:`predict` gives at the spots.
@@ -42,7 +47,9 @@ def upsample(
         A fitted section, or several.
     grid
         An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
-        :class:`sthisto.grids.Lattice`, or points (m, 2) in full-resolution pixels, x then y, in one section.
+        :class:`sthisto.grids.Lattice` (:meth:`~sthisto.grids.Lattice.split` makes the finer bins of Visium HD), or
+        points (m, 2) in full-resolution pixels, x then y, in one section; of a SpatialData in the coordinates of the
+        shapes, or the name of another of its tables, whose places are taken.
     image
         Picture to take the points' features or pixels from; ``None`` takes the one that ``extract_features`` or
         :func:`fit` used.
@@ -62,6 +69,10 @@ def upsample(
         Where a learnt encoder runs.
     progress
         Show progress bars.
+    rasters
+        With SpatialData, genes to draw as channels of a picture, ``"<shapes>_genes"``, pixels of half a pitch.
+    table_key, image_key
+        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
@@ -71,6 +82,10 @@ def upsample(
     ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot sits there;
     ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
     ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
+
+    For a SpatialData a new SpatialData: the table ``"dense"``; the shapes ``"<shapes>_dense"`` that it annotates, which
+    are the cells of the lattice and lie where the measured shapes do, with the same transformations; the image that was
+    used, and the pictures of ``rasters``.
 
     Raises
     ------
