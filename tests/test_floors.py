@@ -15,7 +15,7 @@ FLOORS = (
     {"grids", "images", "metrics", "uncertainty"},
     {"_training"},
     {"encoders"},
-    {"models", "_slide"},
+    {"models", "domains", "_slide"},
     {"evaluation"},
     {"pp", "tl", "pl", "datasets"},
     {"", "cli", "__main__"},  # "" is the package itself, whose version the command line tells
@@ -23,7 +23,7 @@ FLOORS = (
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 TOP = len(FLOORS) - 1
 HEAVY = {"matplotlib", "scanpy", "spatialdata", "squidpy", "timm", "torch"}
-KNOW_TORCH = {"_training", "encoders", "models"}
+KNOW_TORCH = {"_training", "domains", "encoders", "models"}
 KNOW_ANNDATA = {"_slide", "datasets", "cli", "pl"}  # cli reads files; pl names the type in its signatures
 SAY_NOTHING = {"utils", "helpers", "core", "base", "common", "manager"}
 

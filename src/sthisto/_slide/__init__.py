@@ -5,6 +5,7 @@ there and what to do. Writers put results back in one step, so an error on the w
 State is data: strings, numbers, arrays and one safetensors blob, which h5ad and zarr keep to the bit.
 """
 
+from sthisto._slide._domains import measured_somewhere, network, write_domains
 from sthisto._slide._pictures import description, find_image, recorded_image, scale, small_picture, write_features
 from sthisto._slide._records import LIBRARY, SCHEMA, UNS, UNSEEN, Description, Fit, Place, Points, check_key, write
 from sthisto._slide._results import gene_columns, new_slide, points_obs, write_prediction
@@ -33,6 +34,8 @@ __all__ = [
     "genes_to_model",
     "load_fit",
     "new_slide",
+    "measured_somewhere",
+    "network",
     "no_spots",
     "pack",
     "places",
@@ -49,6 +52,7 @@ __all__ = [
     "training_rows",
     "unpack",
     "write",
+    "write_domains",
     "write_features",
     "write_fit",
     "write_prediction",

@@ -1,9 +1,10 @@
 """Learn expression from tissue, predict it at the spots and on dense grids, and keep what was learnt."""
 
+from sthisto.tl._domains import spatial_domains
 from sthisto.tl._evaluate import evaluate
 from sthisto.tl._files import load, save
 from sthisto.tl._fit import fit
 from sthisto.tl._predict import predict
 from sthisto.tl._upsample import upsample
 
-__all__ = ["evaluate", "fit", "load", "predict", "save", "upsample"]
+__all__ = ["evaluate", "fit", "load", "predict", "save", "spatial_domains", "upsample"]
