@@ -1,8 +1,10 @@
 """The record of a picture, and how its pixels become RGB."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,12 +124,19 @@ class Image:
         height, width = (max(1, round(side * target / longest)) for side in level_size(self.levels[0]))
         # Rows first shrink in width, band by band, then columns in height: what Pillow does inside, hence to the bit.
         narrow = np.empty((level_size(self.levels[level])[0], width, 3), np.uint8)
-        for y, band in self._bands(level):
+
+        def shrink(y: int, band: NDArray[np.uint8]) -> None:
             narrow[y : y + len(band)] = resized(Pillow.fromarray(band), len(band), width)
-        stripes = [
-            resized(Pillow.fromarray(np.ascontiguousarray(narrow[:, x : x + 64])), height, min(64, width - x))
-            for x in range(0, width, 64)
-        ]
+
+        def stripe(x: int) -> NDArray[np.uint8]:
+            part = np.ascontiguousarray(narrow[:, x : x + 64])
+            return resized(Pillow.fromarray(part), height, part.shape[1])
+
+        bands = self._bands(level)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
+            while pair := list(islice(bands, 2)):  # memory holds these
+                list(pool.map(shrink, *zip(*pair, strict=True)))
+            stripes = list(pool.map(stripe, range(0, width, 64)))
         return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
 
     def _stored(self, level: int, *box: int) -> NDArray[Any]:
