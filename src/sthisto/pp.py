@@ -89,7 +89,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     cache
         Folder (zarr, made where it is not there) that keeps what is finished: the same call after a kill goes on from
         there and gives the same array to the bit, and after the end it only reads. What was made with another encoder,
-        picture, scale or other spots is refused. For its own pictures on disk it knows size, date and some pixels.
+        picture, scale or other spots is refused; a picture on disk is known by its size, date and some of its pixels.
     key_added
         Name of the result in ``obsm``.
     progress

@@ -31,7 +31,7 @@ class Tiling:
     The lattice begins at the picture's corner, so that the features of a point depend on the picture alone and not on
     which other points are asked for: spots and grids agree, and grids asked for in parts fit together.
 
-    Neighbouring tiles share about a quarter of their side. There, the weight of one falls as that of the other rises,
+    Neighbouring tiles overlap. There, the weight of one falls as that of the other rises,
     and both add up to 1: a token at the rim of its tile, which sees less of its surroundings, counts least, and no
     border shows. All tiles have their tokens at the places of one lattice, as the step is a whole number of tokens.
 
@@ -44,12 +44,15 @@ class Tiling:
         by the part inside, so that features change continuously with the place.
     field, stride
         Of the encoder: pixels of a tile, and between its tokens.
+    share
+        Of a tile's side that its neighbour covers too, at most a half.
     """
 
     side: float
     window: float
     field: int
     stride: int
+    share: float = 0.25
 
     @property
     def tokens(self) -> int:
@@ -59,7 +62,7 @@ class Tiling:
     @property
     def overlap(self) -> int:
         """Tokens that neighbouring tiles share."""
-        return round(self.tokens / 4)
+        return round(self.tokens * self.share)
 
     @property
     def step(self) -> int:
