@@ -1,0 +1,51 @@
+"""The tutorials run from the first cell to the last, so that they cannot rot."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+
+HERE = Path(__file__).parents[1] / "tutorials"
+TUTORIALS = sorted(HERE.glob("*.ipynb"))
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("execute", HERE / "execute.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+# the client's own event loop and sockets are closed when its kernel is, after the test
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestWarning")
+def test_a_tutorial_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    book = read(path)
+    run = load_script().execute(book, tmp_path, synthetic=True)
+    assert [cell.source for cell in run.cells] == [cell.source for cell in book.cells]
+    counts = [cell.execution_count for cell in run.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in run.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_shows_what_it_gives(path):
+    """Outputs are kept, as the docs show them, without progress bars, tracebacks or paths of a machine."""
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs
+    assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    text = "".join(str(output.get("text", output.get("data", {}).get("text/plain"))) for output in outputs)
+    assert not any(folder in text for folder in ("/home/", "/root/", "/tmp/", "/Users/"))
+
+
+def test_there_are_five():
+    assert [path.stem[:2] for path in TUTORIALS] == ["01", "02", "03", "04", "05"]
