@@ -9,18 +9,17 @@ mpl.use("Agg")
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.collections import EllipseCollection, PolyCollection
+from matplotlib.collections import EllipseCollection, PathCollection
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial import KDTree
 
 from sthisto import pl
 from sthisto.datasets import synthetic, synthetic_truth
-from sthisto.pl._panels import _cell
+from sthisto.pl._places import _cell
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GENES = ["region_00", "fine_01", "hidden_03"]
@@ -66,6 +65,13 @@ def drawn(ax):
     return collection
 
 
+def corners_of(cells):
+    """(n, k, 2) corners of drawn cells in pixels of the section."""
+    assert isinstance(cells, PathCollection)
+    [outline] = cells.get_paths()
+    return cells.get_offsets()[:, None] + outline.vertices[:-1]
+
+
 def test_spots_are_circles_of_their_true_diameter_where_they_are(adata):
     figure = pl.genes(adata, genes=GENES, return_fig=True)
     figure.canvas.draw()
@@ -103,8 +109,8 @@ def test_both_panels_share_one_scale_and_the_highest_lies_where_the_data_have_it
         assert_allclose(measured.norm.vmax, max(np.percentile(v, 99) for v in values), rtol=1e-6)
         spot = measured.get_offsets()[np.argmax(measured.get_array())]
         assert_array_equal(spot, adata.obsm["spatial"][np.argmax(values[0])])
-        point = predicted.get_paths()[np.argmax(predicted.get_array())]
-        assert_allclose(point.vertices[:-1].mean(0), dense.obsm["spatial"][np.argmax(values[1])])
+        point = corners_of(predicted)[np.argmax(predicted.get_array())]
+        assert_allclose(point.mean(0), dense.obsm["spatial"][np.argmax(values[1])])
 
 
 def test_limits_can_be_set_and_a_flat_gene_has_a_scale(adata):
@@ -121,9 +127,7 @@ def test_limits_can_be_set_and_a_flat_gene_has_a_scale(adata):
 def test_points_are_the_cells_of_their_lattice(array, n_corners):
     adata = synthetic(60, n_genes=10, array=array, rotation=20)
     dense = upsampled(adata, 3)
-    cells = drawn(pl.genes(adata, dense, "region_00", show=False)[1])
-    assert isinstance(cells, PolyCollection)
-    corners = np.array([path.vertices[:-1] for path in cells.get_paths()])  # (n, k, 2)
+    corners = corners_of(drawn(pl.genes(adata, dense, "region_00", show=False)[1]))
     assert len(corners) == dense.n_obs
     assert_allclose(corners.mean(1), dense.obsm["spatial"])
     x, y = np.moveaxis(corners, 2, 0)
@@ -152,9 +156,7 @@ def test_a_cell_holds_what_is_nearest_to_its_point(angle, skew, seed):
 def test_points_without_a_lattice_are_squares_of_their_spacing(adata):
     points = np.random.default_rng(0).uniform(100, 400, (80, 2))
     dense = ad.AnnData(synthetic_truth(adata, points), var=adata.var, obsm={"spatial": points})
-    corners = np.array(
-        [path.vertices[:-1] for path in drawn(pl.genes(adata, dense, "fine_01", show=False)[1]).get_paths()]
-    )
+    corners = corners_of(drawn(pl.genes(adata, dense, "fine_01", show=False)[1]))
     spacing = np.median(KDTree(points).query(points, k=2)[0][:, 1])
     assert corners.shape == (80, 4, 2)
     assert_allclose(np.ptp(corners, axis=1), spacing)
@@ -176,11 +178,11 @@ def test_the_picture_lies_under_the_spots_in_full_resolution_pixels(adata):
     assert_array_equal(ax.images[0].get_array(), picture[::4, ::4])
     large = adata.copy()
     large.uns["spatial"]["synthetic_0"] = {
-        "images": {"hires": picture.repeat(4, axis=0).repeat(4, axis=1)},
-        "scalefactors": {"tissue_hires_scalef": 4.0},
+        "images": {"hires": picture.repeat(8, axis=0).repeat(8, axis=1)},
+        "scalefactors": {"tissue_hires_scalef": 8.0},
     }
     [ax] = pl.genes(large, genes="fine_01", show=False)
-    assert max(ax.images[0].get_array().shape) <= 1000  # more would be slow and not seen
+    assert max(ax.images[0].get_array().shape) <= 2000  # more would be slow and not seen
     assert_allclose(ax.images[0].get_extent(), [0, width, height, 0], atol=1)
 
 
@@ -227,8 +229,8 @@ def test_words(adata, dense):
     named.layers["sthisto"] = named.X * 2
     figure = pl.genes(named, dense, ["region_00", "fine_01"], layer="sthisto", return_fig=True)
     panels, bars = figure.axes[:4], figure.axes[4:]
-    assert [ax.get_title() for ax in panels] == ["PCP4 (region_00)"] * 2 + ["fine_01"] * 2
-    assert [ax.get_xlabel() for ax in panels] == ["sthisto", "predicted"] * 2
+    assert [ax.get_title("left") for ax in panels] == ["PCP4 (region_00)", "", "fine_01", ""]
+    assert [ax.get_xlabel() for ax in panels] == ["sthisto", "dense"] * 2
     assert [ax.get_ylabel() for ax in bars] == ["expression"] * 2
     assert_allclose(drawn(panels[0]).get_array(), 2 * adata[:, "region_00"].X.toarray().ravel())
     assert pl.genes(adata, genes="fine_01", show=False)[0].get_xlabel() == "measured"
@@ -254,9 +256,7 @@ def test_one_section_of_several():
     dense = upsampled(second.copy(), 2, "synthetic_1")
     dense.obs["library"] = "synthetic_1"
     axes = pl.genes(pair, dense, "fine_01", library="synthetic_1", library_key="library", show=False)
-    assert len(drawn(axes[1]).get_paths()) == dense.n_obs
-    with pytest.raises(ValueError, match="say with library= which to draw"):
-        pl.genes(pair, genes="fine_01", library_key="library", show=False)
+    assert len(drawn(axes[1]).get_offsets()) == dense.n_obs
     with pytest.raises(KeyError, match="no section 'third'"):
         pl.genes(pair, genes="fine_01", library="third", library_key="library", show=False)
 
@@ -316,89 +316,149 @@ def test_a_visium_section():
     assert (adata.obsm["spatial"] < [width, height]).all()
 
 
-def fitted(**curves):
-    adata = ad.AnnData(np.zeros((3, 2), np.float32))
-    adata.uns["sthisto"] = {"fit": {"mine": {"model": "attention", "history": curves}}}
+def predicted(adata, key="sthisto"):
+    """The section as predict leaves it, with the truth for a prediction."""
+    adata = adata.copy()
+    adata.layers[key] = synthetic_truth(adata)
+    adata.layers[f"{key}_std"] = 0.1 + 0.2 * adata.layers[key]
     return adata
 
 
-def test_history_draws_every_curve():
-    train, validation = np.array([3.0, 2, 1]), np.array([3.0, 2.5, np.nan])
-    [ax] = pl.history(fitted(train=train, validation=validation), "mine", show=False)
-    for line, curve in zip(ax.lines, (train, validation), strict=True):
-        assert_array_equal(line.get_xdata(), [1, 2, 3])
-        assert_array_equal(line.get_ydata(), curve)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["train", "validation"]
-    assert len({line.get_color() for line in ax.lines}) == 2
-    assert (ax.get_xlabel(), ax.get_title()) == ("epoch", "attention")
+def test_measured_denoised_dense_and_uncertain_side_by_side(adata, dense):
+    adata, dense = predicted(adata), dense.copy()
+    dense.layers["std"] = dense.X / 7
+    kinds = ["measured", "denoised", "dense", "uncertainty"]
+    figure = pl.genes(adata, dense, ["region_00", "fine_01"], panels=kinds, return_fig=True)
+    panels, bars = figure.axes[:8], figure.axes[8:]
+    assert [ax.get_xlabel() for ax in panels] == kinds * 2
+    assert [ax.get_ylabel() for ax in bars] == ["expression", "std of expression"] * 2
+    measured, denoised, points, uncertain = (drawn(ax) for ax in panels[4:])
+    assert measured.norm is denoised.norm is points.norm is not uncertain.norm
+    assert measured.get_cmap() != uncertain.get_cmap()
+    assert_array_equal(denoised.get_array(), adata[:, "fine_01"].layers["sthisto"].ravel())
+    assert_array_equal(uncertain.get_array(), dense[:, "fine_01"].layers["std"].ravel())
+    assert_allclose(uncertain.norm.vmax, np.percentile(dense[:, "fine_01"].layers["std"], 99), rtol=1e-6)
+    [ax] = pl.genes(adata, genes="fine_01", panels="uncertainty", show=False)  # of the spots without dense points
+    assert_array_equal(drawn(ax).get_array(), adata[:, "fine_01"].layers["sthisto_std"].ravel())
 
 
-def test_history_draws_into_given_axes():
-    figure, (left, right) = plt.subplots(1, 2)
-    assert pl.history(fitted(train=np.array([1.0])), "mine", ax=right, show=False) == [right]
-    assert pl.history(fitted(train=np.array([1.0])), "mine", ax=right, return_fig=True) is figure
-    assert not left.lines
-    assert right.lines[0].get_marker() == "."  # one epoch is no line
+def test_panels_that_cannot_be_drawn_are_refused(adata, dense):
+    with pytest.raises(ValueError, match="no panel 'raw': there are 'measured', 'denoised', 'dense' and"):
+        pl.genes(adata, genes="fine_01", panels=["raw"])
+    with pytest.raises(ValueError, match="pass it as dense="):
+        pl.genes(adata, genes="fine_01", panels=["dense"])
+    with pytest.raises(KeyError, match=r"no layer 'sthisto' in adata.layers .*run sthisto.tl.predict"):
+        pl.genes(adata, dense, "fine_01", panels=["measured", "denoised"])
+    with pytest.raises(KeyError, match=r"no layer 'std' in dense\.layers"):
+        pl.genes(adata, dense, "fine_01", panels=["uncertainty"])
+    with pytest.raises(TypeError, match="this is dict"):
+        pl.genes({}, genes="fine_01")
 
 
-def test_history_of_what_has_none_is_refused():
-    with pytest.raises(KeyError, match=r"no fitted model 'sthisto' \(found: \['mine'\]\): run sthisto.tl.fit"):
-        pl.history(fitted(train=np.ones(3)))
-    with pytest.raises(KeyError, match=r"found: \[\]"):
-        pl.history(ad.AnnData(np.zeros((3, 2), np.float32)))
-    with pytest.raises(ValueError, match="'attention' is fitted in one step"):
-        pl.history(fitted(), "mine")
+def test_genes_that_are_not_foretold_are_marked(adata, dense):
+    measured, adata = adata, adata.copy()
+    adata.var["pcc_heldout"] = 0.5
+    adata.var["qvalue_heldout"] = 0.01
+    adata.var.loc["fine_01", "qvalue_heldout"] = 0.05
+    adata.var.loc["hidden_03", "pcc_heldout"] = 0.04
+    adata.var.loc["noise_04", ["pcc_heldout", "qvalue_heldout"]] = np.nan
+    names = [*GENES, "noise_04"]
+    figure = pl.genes(adata, dense, names, return_fig=True)
+    titles = [ax.get_title("left") for ax in figure.axes[: 2 * len(names) : 2]]
+    assert titles[0] == "region_00"
+    assert titles[1] == "fine_01\nnot foretold on hidden spots: r 0.50, q 0.05"
+    assert titles[2] == "hidden_03\nnot foretold on hidden spots: r 0.04, q 0.01"
+    assert titles[3] == "noise_04"  # never scored: nothing is known
+    assert pl.genes(adata, genes="fine_01", show=False)[0].get_title("left") == "fine_01"  # measured, not predicted
+    dense = dense.copy()
+    dense.var = adata.var.drop(columns="qvalue_heldout")  # as upsample hands it on
+    head, _ = pl.genes(measured, dense, "hidden_03", show=False)
+    assert head.get_title("left") == "hidden_03\nnot foretold on hidden spots: r 0.04"
 
 
-def scores(**models):
-    """A table as evaluate gives it: two splits, repeats and genes, with values by model."""
-    rows = [
-        (model, split, repeat, gene, value + 0.1 * (split == "block") + 0.01 * repeat + 0.001 * number)
-        for model, value in models.items()
-        for split in ("random", "block")
-        for repeat in range(3)
-        for number, gene in enumerate(["A", "B", np.nan])
+def test_the_picture_beside(adata, dense):
+    axes = pl.genes(adata, dense, ["region_00", "fine_01"], image="beside", show=False)
+    assert [ax.get_xlabel() for ax in axes] == ["picture", "measured", "dense"] * 2
+    assert [len(ax.images) for ax in axes] == [1, 0, 0] * 2
+    assert [len(ax.collections) for ax in axes] == [0, 1, 1] * 2
+    assert axes[0].images[0].get_alpha() == 1
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    bare = ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsm={"spatial": adata.obsm["spatial"]})
+    assert len(pl.genes(bare, genes="fine_01", image="beside", show=False)) == 1
+
+
+def test_several_sections_have_one_scale_and_their_own_frames():
+    pair = synthetic(40, n_genes=10, n_sections=2)
+    axes = pl.genes(pair, genes=["region_00", "fine_01"], library_key="library", show=False)
+    assert [ax.get_title("left") for ax in axes] == [
+        f"{gene}, {name}" for gene in ("region_00", "fine_01") for name in ("synthetic_0", "synthetic_1")
     ]
-    return pd.DataFrame(rows, columns=["model", "split", "repeat", "gene", "value"]).assign(metric="pearson")
+    assert drawn(axes[0]).norm.vmax == drawn(axes[1]).norm.vmax != drawn(axes[2]).norm.vmax
+    for ax, name in zip(axes, ["synthetic_0", "synthetic_1"] * 2, strict=True):
+        section = pair[pair.obs["library"] == name]
+        assert_array_equal(drawn(ax).get_offsets(), section.obsm["spatial"])
+        assert_allclose(ax.get_xlim(), [f(section.obsm["spatial"][:, 0]) + d for f, d in ((min, -27.5), (max, 27.5))])
+    bars = [sum(isinstance(artist, AnchoredSizeBar) for artist in ax.artists) for ax in axes]
+    assert bars == [1, 1, 0, 0]
 
 
-def test_evaluation_draws_means_repeats_and_the_ceiling():
-    table = scores(attention=0.5, idw=0.3, ceiling=0.8).assign(library="s")
-    random, block, genes = pl.evaluation(table, show=False)
-    for ax, level in ((random, 0.002), (block, 0.102)):
-        assert [text.get_text() for text in ax.get_xticklabels()] == ["attention", "idw"]
-        assert_allclose([bar.get_height() for bar in ax.patches[:2]], [0.51 + level, 0.31 + level])
-        points = np.concatenate([each.get_offsets() for each in ax.collections])
-        expected = np.add.outer([0.5, 0.3], [0, 0.01, 0.02]).ravel() + level
-        assert_allclose(points[:, 1], expected)
-        assert_allclose(ax.lines[0].get_ydata(), 0.81 + level)
-        assert "noise ceiling" in [text.get_text() for text in ax.texts]
-    assert random.get_ylim() == block.get_ylim()
-    assert random.get_ylim()[1] > 0.93
-    assert (random.get_title(), block.get_title()) == ("random", "block")
-    [cloud] = genes.collections
-    assert_allclose(cloud.get_offsets(), [[0.51, 0.31], [0.511, 0.311]])
-    assert (genes.get_xlabel(), genes.get_ylabel()) == ("attention", "idw")
-    assert_allclose(*genes.lines[0].get_data())
+def test_opacity_is_of_all_points_together(adata, dense):
+    plain = pl.genes(adata, dense, "fine_01", return_fig=True)
+    faded = pl.genes(adata, dense, "fine_01", alpha=0.5, return_fig=True)
+    assert plain.axes[0].images[0].get_alpha() < faded.axes[0].images[0].get_alpha()  # the tissue shines through
+    for ax in faded.axes[:2]:
+        for image in ax.images:
+            image.remove()
+        drawn(ax).set(array=None, facecolor="black")
+    ax = faded.axes[1]
+    faded.canvas.draw()
+    inside = KDTree(adata.obsm["spatial"]).query(dense.obsm["spatial"])[0] < 5
+    x, y = ax.transData.transform(dense.obsm["spatial"][inside]).astype(int).T
+    shades = np.asarray(faded.canvas.buffer_rgba())[::-1][y[:, None] + np.arange(-9, 10), x[:, None], 0]
+    assert set(np.unique(shades)) <= {127, 128}  # cells overlap by a pixel, and no seam is seen
 
 
-def test_evaluation_draws_the_pair_asked_for_and_none_of_one_model(tmp_path):
-    table = scores(attention=0.5, gp=0.4, idw=0.3)
-    axes = pl.evaluation(table, genes=("idw", "gp"), save=tmp_path / "picture.png", show=False)
-    assert (axes[-1].get_xlabel(), axes[-1].get_ylabel()) == ("idw", "gp")
-    assert plt.imread(tmp_path / "picture.png").std() > 0
-    alone = pl.evaluation(table[table["model"] == "gp"], show=False)
-    assert [ax.get_title() for ax in alone] == ["random", "block"]
-    assert isinstance(pl.evaluation(table, return_fig=True), plt.Figure)
+def test_bins_as_wide_as_their_pitch_are_squares(adata):
+    """As Visium HD's are, in tables of spots."""
+    bins = synthetic(60, n_genes=10, array="square", pitch_um=16)
+    assert isinstance(drawn(pl.genes(bins, genes="fine_01", show=False)[0]), EllipseCollection)
+    bins.uns["spatial"]["synthetic_0"]["scalefactors"]["spot_diameter_fullres"] = 8.0  # px: 16 µm at 2 µm/px
+    corners = corners_of(drawn(pl.genes(bins, genes="fine_01", show=False)[0]))
+    assert_allclose(np.ptp(corners, axis=1), 8, rtol=1e-6)
+    assert_allclose(corners.mean(1), bins.obsm["spatial"], atol=1e-6)
 
 
-def test_evaluation_of_what_is_not_there_is_refused():
-    table = scores(attention=0.5, idw=0.3)
-    with pytest.raises(KeyError, match=r"no metric 'mse' in the table \(there are: pearson\)"):
-        pl.evaluation(table, "mse")
-    with pytest.raises(KeyError, match=r"models \['gp'\] are not in the table \(there are: attention, idw\)"):
-        pl.evaluation(table, genes=("gp", "idw"))
-    with pytest.raises(ValueError, match="name two models, of attention, idw"):
-        pl.evaluation(table, genes=("idw", "idw"))
-    with pytest.raises(KeyError, match="no scores gene by gene"):
-        pl.evaluation(table[table["gene"].isna()])
+def test_genes_are_drawn_into_given_axes(adata, dense):
+    _, axes = plt.subplots(2, 2)
+    assert pl.genes(adata, dense, ["region_00", "fine_01"], ax=axes, show=False) == list(axes.ravel())
+    assert len(axes[1, 1].collections) == 1
+    single, ax = plt.subplots()
+    assert pl.genes(adata, genes="fine_01", ax=ax, return_fig=True) is single
+    with pytest.raises(ValueError, match="ax holds 4 axes; this picture has 2 panels"):
+        pl.genes(adata, dense, "fine_01", ax=axes)
+
+
+def test_places_without_a_value_are_grey(adata):
+    holes = adata.copy()
+    holes.layers["holes"] = holes.X.toarray()
+    holes.layers["holes"][:5] = np.nan
+    figure = pl.genes(holes, genes="fine_01", layer="holes", return_fig=True)
+    figure.canvas.draw()
+    colours = drawn(figure.axes[0]).get_facecolors()
+    assert_allclose(colours[:5], np.tile(mpl.colors.to_rgba("#c8c8c8"), (5, 1)))
+    assert not (np.abs(colours[5:] - colours[0]) < 1e-6).all(axis=1).any()
+
+
+def test_pictures_are_of_a_notebooks_width(adata, dense):
+    adata = predicted(adata)
+    for panels in (["measured"], ["measured", "denoised", "dense"]):
+        for genes in (["region_00"], [*GENES, "noise_04"]):
+            figure = pl.genes(adata, dense, genes, panels=panels, return_fig=True)
+            assert figure.get_figwidth() <= 9
+            figure.canvas.draw()
+            renderer = figure.canvas.get_renderer()
+            words = [ax.title.get_window_extent(renderer) for ax in figure.axes if ax.get_title()]
+            words += [ax._left_title.get_window_extent(renderer) for ax in figure.axes if ax.get_title("left")]
+            words += [ax.xaxis.label.get_window_extent(renderer) for ax in figure.axes if ax.get_xlabel()]
+            words += [artist.get_window_extent(renderer) for ax in figure.axes for artist in ax.artists]
+            assert not [(a, b) for i, a in enumerate(words) for b in words[:i] if a.overlaps(b)]

@@ -1,6 +1,5 @@
 """Scores of models beside each other."""
 # ruff: noqa: PLC0415  importing sthisto must not load matplotlib
-# ruff: noqa: PLC0415  importing sthisto must not load matplotlib
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-from sthisto.pl._axes import CURVES, PANEL_INCHES, finish
+from sthisto.pl._axes import PANEL_INCHES, AxesGiven, finish, given_axes, root_of
+from sthisto.pl._colours import CURVES
 
 
 def evaluation(
@@ -25,6 +25,7 @@ def evaluation(
     metric: str = "pearson",
     *,
     genes: Sequence[str] | None = None,
+    ax: AxesGiven = None,
     show: bool | None = None,
     save: "str | Path | None" = None,
     return_fig: bool = False,
@@ -33,7 +34,7 @@ def evaluation(
 
     A bar is the mean of a model, a point each repeat (and section) of it: bars whose points all lie apart differ. The
     line above is the noise ceiling, what a perfect predictor would reach. In the last panel each point is a gene: below
-    the diagonal, the first of the two models scores higher.
+    the diagonal, the first of the two models has the higher figure; how many lie above is said there.
 
     Parameters
     ----------
@@ -44,6 +45,8 @@ def evaluation(
     genes
         Two models to compare gene by gene, the first along x; by default the first two of the table. The first split
         is drawn, as the mean over repeats and sections.
+    ax
+        Axes to draw into, one for every panel; by default a new figure.
     show, save, return_fig
         Show the picture (``None``: in interactive sessions), write it to a file, return its figure.
 
@@ -57,7 +60,7 @@ def evaluation(
     KeyError
         The table does not have the metric or a model, or does not have it gene by gene.
     ValueError
-        ``genes`` does not name two models.
+        ``genes`` does not name two models, or ``ax`` holds another number of axes.
 
     Examples
     --------
@@ -69,28 +72,34 @@ def evaluation(
     >>> [ax.get_title() for ax in sthisto.pl.evaluation(table, show=False)]
     ['random', 'block']
     """
-    import matplotlib.pyplot as plt
-
     means = gene_means(table, metric)
     models = [str(model) for model in means["model"].unique() if model != CEILING]
     pair = _pair(models, genes)
     splits = means["split"].unique()
     widths = [0.6 + 0.42 * len(models)] * len(splits) + [PANEL_INCHES] * bool(pair)
-    figure = plt.figure(figsize=(sum(widths) + 0.8, 3.6), layout="constrained")
-    axes = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
-    for split, ax in zip(splits, axes, strict=False):
-        if ax is not axes[0]:
-            ax.sharey(axes[0])
-            ax.tick_params(labelleft=False)
-        _draw_models(ax, means[means["split"] == split], models)
-        ax.set_title(str(split), fontsize="medium")
+    axes = _new_axes(widths, len(splits)) if ax is None else given_axes(ax, len(widths))
+    for split, panel in zip(splits, axes, strict=False):
+        _draw_models(panel, means[means["split"] == split], models)
+        panel.set_title(str(split), fontsize="medium")
     axes[0].set_ylabel(f"{metric}, mean over genes")
     if pair:
         _draw_pair(axes[-1], table[(table["metric"] == metric) & (table["split"] == splits[0])], pair)
         axes[-1].set_title(f"{metric} of genes, {splits[0]}", fontsize="medium")
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return finish(figure, axes, show=show, save=save, return_fig=return_fig)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return finish(root_of(axes[0]), axes, show=show, save=save, return_fig=return_fig)
+
+
+def _new_axes(widths: Sequence[float], n_splits: int) -> "list[Axes]":
+    """Make panels side by side, those of the splits with one y axis."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(sum(widths) + 0.8, 3.6), layout="constrained")
+    axes = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
+    for ax in axes[1:n_splits]:
+        ax.sharey(axes[0])
+        ax.tick_params(labelleft=False)
+    return axes
 
 
 def _pair(models: Sequence[str], asked: Sequence[str] | None) -> list[str]:
@@ -129,4 +138,6 @@ def _draw_pair(ax: "Axes", table: "DataFrame", pair: Sequence[str]) -> None:
     ax.scatter(x, y, s=9, alpha=0.5, color=CURVES[0], linewidths=0, rasterized=True)
     low, high = np.nanmin([x, y]), np.nanmax([x, y])
     ax.plot([low, high], [low, high], color="0.3", linewidth=1)
+    above, scored = int((y > x).sum()), int((np.isfinite(x) & np.isfinite(y)).sum())
+    ax.text(0.03, 0.97, f"above: {above} of {scored}", transform=ax.transAxes, va="top", fontsize="small")
     ax.set(xlabel=pair[0], ylabel=pair[1], aspect="equal")

@@ -1,6 +1,5 @@
 """How the training went."""
 # ruff: noqa: PLC0415  importing sthisto must not load matplotlib
-# ruff: noqa: PLC0415  importing sthisto must not load matplotlib
 
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from sthisto.pl._axes import CURVES, finish
+from sthisto.pl._axes import finish, root_of
+from sthisto.pl._colours import CURVES
 
 
 def history(
@@ -70,7 +70,11 @@ def history(
         )
     curves = fits[key]["history"]
     if not curves:
-        raise ValueError(f"the model {fits[key]['model']!r} is fitted in one step and has no history to draw.")
+        raise ValueError(
+            f"the model {fits[key]['model']!r} is fitted in one step, without epochs to draw. How well it "
+            "predicts is drawn by sthisto.pl.evaluation(sthisto.tl.evaluate(adata, ...)), what it predicts by "
+            "sthisto.pl.genes and sthisto.pl.uncertainty."
+        )
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -80,4 +84,4 @@ def history(
     ax.set(xlabel="epoch", ylabel="loss", title=str(fits[key]["model"]))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    return finish(ax.figure.get_figure(root=True), [ax], show=show, save=save, return_fig=return_fig)
+    return finish(root_of(ax), [ax], show=show, save=save, return_fig=return_fig)
