@@ -1,0 +1,138 @@
+"""The documentation tells of everything that is public, and its examples run."""
+
+import doctest
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+import sthisto
+from sthisto.cli._options import parser
+from sthisto.encoders import ENCODERS
+from sthisto.models import MODELS
+
+DOCS = Path(__file__).parents[1] / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the pages are not here, only the package")
+
+PUBLIC = [name for name in sthisto.__all__ if isinstance(getattr(sthisto, name), types.ModuleType)]
+MODULES = [
+    module.name for module in pkgutil.walk_packages(sthisto.__path__, "sthisto.") if "__main__" not in module.name
+]
+COMMANDS = next(action.choices for action in parser()._actions if action.dest == "command")
+
+
+def public_names(module):
+    """What a module says is public, or else what it defines without an underscore."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    defined = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+    registries = {name for name, value in vars(module).items() if name.isupper() and isinstance(value, dict)}
+    return defined | registries
+
+
+def told_names(module):
+    """Names on the page of a module: in its lists, and described by hand."""
+    page = (DOCS / "api" / f"{module}.md").read_text()
+    lists = "".join(re.findall(r"autosummary::\n(.*?)```", page, re.S))
+    listed = set(re.findall(r"^   (\w+)$", lists, re.M))
+    return listed | set(re.findall(r"py:data:: (\w+)", page))
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_has_a_page(module):
+    missing = public_names(getattr(sthisto, module)) - told_names(module)
+    assert not missing, f"add to docs/api/{module}.md: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_pages_tell_of_nothing_that_is_gone(module):
+    gone = {name for name in told_names(module) if not hasattr(getattr(sthisto, module), name)}
+    assert not gone, f"take from docs/api/{module}.md: {sorted(gone)}"
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_functions_say_what_they_do_and_show_it(module):
+    for name in sorted(public_names(getattr(sthisto, module))):
+        value = getattr(getattr(sthisto, module), name)
+        if inspect.isfunction(value):
+            assert value.__doc__, f"sthisto.{module}.{name} has no docstring"
+            if module in {"pp", "tl", "pl", "datasets"}:
+                assert ">>> " in value.__doc__, f"sthisto.{module}.{name} has no example"
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("default")
+def test_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, _ = doctest.testmod(module, optionflags=flags)
+    assert failed == 0
+
+
+def test_pages_that_are_spoken_of_exist():
+    for page in DOCS.rglob("*.md"):
+        if {"_build", "generated", "tutorials"} & set(page.relative_to(DOCS).parts):
+            continue
+        for target in re.findall(r"\{doc\}`(?:[^<`]*<)?([^>`]+)>?`", page.read_text()):
+            assert (page.parent / f"{target}.md").exists(), f"{page.relative_to(DOCS)}: {target}"
+        for picture in re.findall(r"```\{figure\} (\S+)", page.read_text()):
+            assert (page.parent / picture).stat().st_size < 200_000, picture
+
+
+def test_every_command_is_on_the_page_of_commands():
+    page = (DOCS / "cli.md").read_text()
+    shown = set(re.findall(r"literalinclude\} generated/cli/(\w+)\.txt", page))
+    assert shown == {"sthisto", *COMMANDS}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_of_every_option(command):
+    """The page is what --help prints, so what is missing there is missing on the page."""
+    text = COMMANDS[command].format_help()
+    for action in COMMANDS[command]._actions:
+        assert action.help, f"{command}: {action.dest} says nothing"
+        for option in action.option_strings:
+            assert option in text
+
+
+def test_encoders_and_models_are_in_the_how_to_and_the_references():
+    page, papers = (DOCS / "howto" / "encoder.md").read_text(), (DOCS / "references.bib").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)`[^|]*\| ([^|]*)", page, re.M))
+    assert set(rows) == set(ENCODERS)
+    for name, weights in rows.items():
+        known = ENCODERS[name].weights or "none"
+        assert known.startswith(weights.strip().rstrip("…"))
+    keys = set(re.findall(r"^@\w+\{(\w+),", papers, re.M))
+    assert set(MODELS) - {"attention", "ridge", "gp"} <= keys
+    assert {"hest", "rasmussen2006"} <= keys  # of ridge and gp
+
+
+def test_cited_papers_are_known_and_known_papers_have_a_year():
+    papers = (DOCS / "references.bib").read_text()
+    keys = re.findall(r"^@\w+\{(\w+),", papers, re.M)
+    assert len(keys) == len(set(keys)) == len(re.findall(r"year = \{\d{4}\}", papers))
+    cited = {
+        key.strip()
+        for page in DOCS.rglob("*.md")
+        for keys_of in re.findall(r"\{cite(?::t)?\}`([^`]+)`", page.read_text())
+        for key in keys_of.split(",")
+    }
+    assert cited <= set(keys)
+
+
+def test_notebooks_are_shown_with_what_they_printed():
+    for notebook in sorted((DOCS.parent / "tutorials").glob("*.ipynb")):
+        cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert any(cell["outputs"] for cell in cells), f"{notebook.name} shows nothing"
+        errors = [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+        assert not errors, notebook.name
