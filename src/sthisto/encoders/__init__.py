@@ -170,11 +170,11 @@ def load(
     if isinstance(encoder, str):
         if encoder in ENCODERS:
             return ENCODERS[encoder].load(encoder, weights=weights, device=device, **given)
-        return _network("from_name", encoder, weights=weights, device=device, **given)
+        return _from_source("from_name", encoder, weights=weights, device=device, **given)
     if _is_module(encoder):
         if weights is not None:
             raise ValueError("weights given beside a torch.nn.Module: load them into it.")
-        return _network("from_module", encoder, device=device, **given)
+        return _from_source("from_module", encoder, device=device, **given)
     given |= {name: value for name, value in {"weights": weights, "device": device}.items() if value is not None}
     if given:
         raise ValueError(f"{', '.join(sorted(given))} given beside an encoder object: set them when the object is made")
@@ -268,7 +268,7 @@ def restore(made: Mapping[str, Any], *, device: str | None = None) -> Encoder:
     name, about = str(made["encoder"]), made.get("provenance", {})
     if about.get("builder") in {"timm", "transformers"}:
         kept = np.asarray(made["weights"], np.uint8).tobytes() if "weights" in made else None
-        return _network("from_record", about, kept, str(made.get("weights_sha256", "")), device=device)
+        return _from_source("from_record", about, kept, str(made.get("weights_sha256", "")), device=device)
     if about or name not in ENCODERS:
         raise KeyError(
             f"no encoder {name!r} to be found by name, as it was an object (by name there are: "
@@ -277,7 +277,7 @@ def restore(made: Mapping[str, Any], *, device: str | None = None) -> Encoder:
     return load(name, device=device)
 
 
-def _network(function: str, *given: Any, **options: Any) -> Encoder:
+def _from_source(function: str, *given: Any, **options: Any) -> Encoder:
     """Call what builds networks; torch and more are imported first here."""
     encoder: Encoder = getattr(import_module("sthisto.encoders._sources"), function)(*given, **options)
     return encoder
