@@ -1,4 +1,4 @@
-"""How far a new measurement may lie from a prediction, learnt from predictions that were held back.
+"""The standard deviation of a new measurement about its prediction, by gene and level.
 
 The variance of log-normalised counts follows their level: it is small where a gene is hardly seen, largest where zeros
 and counts alternate, and shrinks again for genes that are seen everywhere. All genes share that trend, as in voom (Law
