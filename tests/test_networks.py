@@ -19,7 +19,7 @@ from torch import nn
 
 import sthisto
 from sthisto import encoders
-from sthisto.encoders import ENCODERS, _architectures, _network, has_tokens, has_weights
+from sthisto.encoders import ENCODERS, _network, has_tokens, has_weights
 from sthisto.encoders._architectures import differences, is_meta, timm_backbone
 from sthisto.encoders._network import measure
 from sthisto.encoders._registry import may_be_passed_on
@@ -121,9 +121,8 @@ def test_unis_features_are_those_of_the_bare_network(tmp_path):
     torch.manual_seed(0)
     with torch.device("meta"):
         network = timm.create_model("vit_large_patch16_224", init_values=1e-5, num_classes=0, dynamic_img_size=True)
-    network.load_state_dict(
-        {name: drawn(name, value.shape) for name, value in network.state_dict().items()}, assign=True
-    )
+    state = {name: drawn(name, value.shape) for name, value in network.state_dict().items()}
+    network.load_state_dict(state, assign=True)
     save_file(state, tmp_path / "uni.safetensors")
     red = np.zeros((1, 224, 224, 3), np.uint8)
     red[..., 0] = 255
@@ -426,6 +425,12 @@ def test_phikon_through_transformers(phikon):
     np.testing.assert_allclose(encoder(these), raw[:, 0], atol=1e-4)
     np.testing.assert_allclose(encoder.tokens(these).reshape(2, 196, -1), raw[:, 1:], atol=1e-4)
     assert (encoder.dim, encoder.stride) == (1024, 16)
+    other = {**network.state_dict(), "nose": torch.zeros(1), "layernorm.bias": torch.zeros(2)}
+    del other["layernorm.weight"]
+    with pytest.raises(
+        ValueError, match=r"1 missing: layernorm.weight; 1 unexpected: nose; 1 of another shape: layerno"
+    ):
+        encoder._backbone.fill(other, "here")
     with pytest.warns(UserWarning, match="under Owkin non-commercial licence: do not pass it on"):
         made = encoders.record(encoder, keep_weights=True)
     np.testing.assert_array_equal(encoders.restore(made, device="cpu")(these), encoder(these))
@@ -466,7 +471,7 @@ def test_weights_in_their_authors_form_are_renamed_as_timm_does(vit, tmp_path):
     own["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), own["pos_embed"]], dim=1)
     own["mask_token"] = torch.zeros(1, 384)
     backbone = timm_backbone("vit_small_patch14_reg4_dinov2", {"img_size": 28, "depth": 1})
-    _architectures.fill(backbone, own, "here")
+    backbone.fill(own, "here")
     found = backbone.network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in network.state_dict().items() if "reg" in name)
 

@@ -8,13 +8,15 @@ weights is held once in memory, not twice, and none is drawn for nothing.
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sthisto._training import seeded
-from sthisto.encoders._weights import State
+from sthisto.encoders._weights import State, to_bytes
 
 LAYERS = ("mlp_layer", "act_layer")  # arguments of timm that are classes, which the registry and files name
 SHOWN = 4  # names of weights in a message
@@ -52,6 +54,26 @@ class Backbone(nn.Module):
         tokens = raw[:, self.prefix :]
         side = round(tokens.shape[1] ** 0.5)
         return tokens.reshape(len(tokens), side, side, -1) if side**2 == tokens.shape[1] else tokens
+
+    def fill(self, state: State, where: str, unused: tuple[str, ...] = ()) -> None:
+        """Put the weights into the network, in float32; names that begin as ``unused`` may be too many.
+
+        Raises
+        ------
+        ValueError
+            They are of another architecture; the message names what is missing, unknown or of another shape.
+        """
+        expected = self.network.state_dict()
+        found = {name: value for name, value in state.items() if name in expected or not name.startswith(unused)}
+        if differences(found, expected):
+            converted = _converted(self.network, found)
+            _refuse(differences(found if converted is None else converted, expected), where, self.network)
+            found = converted or found
+        self.network.load_state_dict({name: _float(value) for name, value in found.items()}, assign=True)
+
+    def kept(self) -> bytes:
+        """All weights and buffers as the bytes of a safetensors file, which :meth:`fill` takes back."""
+        return to_bytes(self.network.state_dict())
 
 
 class TimmBackbone(Backbone):
@@ -91,6 +113,27 @@ class TransformersBackbone(Backbone):
 
     def own(self, raw: Tensor) -> Tensor:
         return raw[:, 0] if raw.ndim == 3 else self.places(raw).flatten(1, -2).mean(1)
+
+    def fill(self, state: State, where: str, unused: tuple[str, ...] = ()) -> None:
+        """Let transformers put the weights in: names in files are often others than in its networks."""
+        network = self.network
+        with seeded(0):
+            self.network, told = type(network).from_pretrained(  # type: ignore[attr-defined]
+                None,
+                config=network.config,
+                state_dict={name: _float(value) for name, value in state.items()},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        surplus = sorted(name for name in told["unexpected_keys"] if not name.startswith(unused))
+        reshaped = [_reshaped(*each) for each in sorted(told["mismatched_keys"])]
+        _refuse(_said(sorted(told["missing_keys"]), surplus, reshaped), where, network)
+
+    def kept(self) -> bytes:
+        """Weights under the names of files, which later versions of transformers know, too."""
+        with TemporaryDirectory() as folder:
+            self.network.save_pretrained(folder, max_shard_size="1TB")  # type: ignore[operator]
+            return (Path(folder) / "model.safetensors").read_bytes()
 
 
 def timm_backbone(architecture: str, params: Mapping[str, Any]) -> Backbone:
@@ -177,43 +220,12 @@ def without_values(build: Callable[[], nn.Module]) -> nn.Module:
         return build() if any(name not in kept for name, _ in network.named_buffers()) else network
 
 
-def fill(backbone: Backbone, state: State, where: str, unused: Iterable[str] = ()) -> None:
-    """Put the weights into the network, in float32.
-
-    Raises
-    ------
-    ValueError
-        They are of another architecture; the message names what is missing, unknown or of another shape.
-    """
-    network = backbone.network
-    prefix = f"{getattr(network, 'base_model_prefix', '')}."
-    found = {name.removeprefix(prefix) if len(prefix) > 1 else name: value for name, value in state.items()}
-    expected = network.state_dict()
-    found = {
-        name: value
-        for name, value in found.items()
-        if name in expected or not name.startswith(tuple(unused) or ("\0",))
-    }
-    odd = differences(found, expected)
-    if odd:
-        converted = _converted(network, found)
-        if converted is None or differences(converted, expected):
-            raise ValueError(f"{where} holds no weights of this network ({type(network).__name__}): {'; '.join(odd)}.")
-        found = converted
-    network.load_state_dict({name: _float(value) for name, value in found.items()}, assign=True)
-
-
 def differences(found: State, expected: State) -> list[str]:
     """Say what weights lack, have too many, and have in other shapes than the network; nothing where they fit."""
     missing = [name for name in expected if name not in found]
     surplus = [name for name in found if name not in expected]
-    reshaped = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
-    kinds = {"missing": missing, "unexpected": surplus, "of another shape": reshaped}
-    return [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    both = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    return _said(missing, surplus, [_reshaped(name, found[name].shape, expected[name].shape) for name in both])
 
 
 def classifier_of(backbone: Backbone) -> tuple[str, ...]:
@@ -258,5 +270,19 @@ def _float(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
+def _said(missing: list[str], surplus: list[str], reshaped: list[str]) -> list[str]:
+    kinds = {"missing": missing, "unexpected": surplus, "of another shape": reshaped}
+    return [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+
+
+def _reshaped(name: str, found: Iterable[int], expected: Iterable[int]) -> str:
+    return f"{name} {tuple(found)} instead of {tuple(expected)}"
+
+
 def _few(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _refuse(odd: list[str], where: str, network: nn.Module) -> None:
+    if odd:
+        raise ValueError(f"{where} holds no weights of this network ({type(network).__name__}): {'; '.join(odd)}.")

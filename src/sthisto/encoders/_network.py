@@ -19,7 +19,6 @@ from sthisto._training import pick_device
 from sthisto.encoders import check_patches
 from sthisto.encoders._architectures import Backbone
 from sthisto.encoders._registry import EncoderSpec, Pooling
-from sthisto.encoders._weights import to_bytes
 
 logger = logging.getLogger("sthisto")
 
@@ -82,7 +81,7 @@ class NetworkEncoder:
 
     def weights_bytes(self) -> bytes:
         """All weights and buffers, as the bytes of a safetensors file."""
-        return to_bytes(self._backbone.network.state_dict())
+        return self._backbone.kept()
 
     def _run(self, patches: NDArray[np.uint8], give: Give, each: tuple[int, ...]) -> NDArray[np.float32]:
         """Take (n, *each) from the network's output, as many patches at once as memory allows."""

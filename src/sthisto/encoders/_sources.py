@@ -15,7 +15,6 @@ from torch import nn
 from sthisto.encoders._architectures import (
     Backbone,
     classifier_of,
-    fill,
     given_backbone,
     needed,
     timm_backbone,
@@ -130,7 +129,7 @@ def from_record(
     if kept is not None:
         needed(spec.builder)
         backbone = _backbone(spec)
-        fill(backbone, from_bytes(kept, kept_sha256), "the object")
+        backbone.fill(from_bytes(kept, kept_sha256), "the object")
         own = {key: value for key, value in provenance.items() if key not in {"pooling", "precision"}}
         return encoder_of(backbone, spec, forward, own)
     repo_id, place = str(provenance["repo_id"]), str(provenance["file"])
@@ -146,7 +145,7 @@ def from_record(
 def _built(name: str, spec: EncoderSpec, forward: Forward, file: WeightFile) -> NetworkEncoder:
     """Build the network, put the weights of the file into it, and say where they came from."""
     backbone = _backbone(spec)
-    fill(backbone, read(file), repr(str(file.path)), (*spec.unused, *classifier_of(backbone)))
+    backbone.fill(read(file), repr(str(file.path)), (*spec.unused, *classifier_of(backbone)))
     about = {
         "repo_id": file.repo_id,
         "revision": file.revision,
