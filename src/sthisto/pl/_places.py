@@ -64,7 +64,7 @@ class Places:
 
 
 def _fade(opacity: float, pixels: Floats, dpi: float) -> tuple[Floats, float, float]:
-    """Make what was drawn (h, w, 4) no more opaque than this. Matplotlib filters some shapes twice, so twice is once."""
+    """Make what was drawn (h, w, 4) no more opaque than this. Some shapes are filtered twice, so twice is once."""
     return np.concatenate([pixels[..., :3], np.minimum(pixels[..., 3:], opacity)], axis=2), 0, 0
 
 
