@@ -289,7 +289,7 @@ def test_shrinking_is_antialiased(x, y, side, field):
         )
         for centre, length in zip((y, x), reduced.shape, strict=True)
     )
-    np.testing.assert_allclose(patch, down @ reduced @ across.T, atol=1.5)
+    np.testing.assert_allclose(patch, down @ reduced @ across.T, atol=2)  # halves round either way, in three steps
 
 
 def test_a_photograph_shrinks_as_scikit_image_has_it():
@@ -556,6 +556,19 @@ def test_pyramids_of_both_kinds(tmp_path, sub):
     image = open_image(tmp_path / "slide.tif", scale=2)
     assert image.scales == (2, 1, 0.5)
     np.testing.assert_array_equal(image.read(2, 0, 75, 0, 64), pixels[:300:4, :256:4])
+
+
+def test_plain_pixels_are_mapped_only_while_they_are_copied(tmp_path):
+    """Else all that was ever read of a file of any size would count as memory of the process."""
+    pixels = noise(3000, 2000, 3)
+    tifffile.imwrite(tmp_path / "plain.tif", pixels, photometric="rgb")
+    image = open_image(tmp_path / "plain.tif")
+    for top in range(0, 3000, 500):
+        np.testing.assert_array_equal(image.read(0, top, top + 500, 0, 2000), pixels[top : top + 500])
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("what is mapped can be told on Linux")
+    assert "plain.tif" not in maps.read_text()
 
 
 def test_the_largest_picture_of_a_file_is_the_slide(tmp_path):

@@ -4,12 +4,14 @@ import logging
 import re
 import weakref
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
 logger = logging.getLogger("sthisto")
 
@@ -47,10 +49,28 @@ def open_tiff(path: Path) -> tuple[list[Any], float | None]:
             return [_read_whole(path)], mpp
         if all(level.keyframe.is_memmappable and level.dataoffset is not None for level in series.levels):
             index = tiff.series.index(series)
-            return [tifffile.memmap(path, series=index, level=k, mode="r") for k in range(len(series.levels))], mpp
+            mapped = (tifffile.memmap(path, series=index, level=k, mode="r") for k in range(len(series.levels)))
+            return [_Plain(path, level.offset, level.dtype, level.shape) for level in mapped], mpp
         levels, store = _lazy(series)
         weakref.finalize(store, stack.pop_all().close)
     return levels, mpp
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Pixels that lie in a file as in an array, mapped while a part of them is copied.
+
+    Mapped for longer, all that was ever read would count as memory of the process.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, part: Any) -> NDArray[Any]:
+        whole = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.array(whole[part])
 
 
 def _refuse_unreadable(path: Path, series: Any) -> None:
