@@ -11,6 +11,7 @@ from pathlib import Path
 
 import sthisto
 from sthisto.cli._options import parser
+from sthisto.domains import METHODS
 from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
 
@@ -115,6 +116,12 @@ def write_registries(_app: object) -> None:
     ]
     head = "| name | reads | context | epochs | reference |\n|---|---|---|---|---|\n"
     (HERE / "generated" / "models.txt").write_text(head + "\n".join(models) + "\n")
+    methods = [
+        f"| `{name}` | {'yes' if spec.spatial else 'no'} | {spec.clusters} | {spec.reference} |"
+        for name, spec in METHODS.items()
+    ]
+    head = "| name | looks at positions | clusters | reference |\n|---|---|---|---|\n"
+    (HERE / "generated" / "methods.txt").write_text(head + "\n".join(methods) + "\n")
     encoders = [
         f"| `{name}` | {spec.weights or 'none'} | {'yes' if spec.gated else 'no'} | {spec.license} | {spec.dim} "
         f"| {spec.field} px, {spec.patch_um:g} um | {spec.reference} |"

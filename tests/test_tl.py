@@ -658,7 +658,7 @@ def test_histosge_sees_the_colours_of_the_picture(section):
     section.obsm["X_elsewhere"] = section.obsm["X_histo"]
     del section.uns["spatial"], section.uns["sthisto"]["features"]
     assert_array_equal(predicted(section, "without")[0], expected)
-    with pytest.raises((KeyError, FileNotFoundError), match="picture|image"):
+    with pytest.raises((KeyError, FileNotFoundError), match=r"picture|image"):
         predicted(section, "with")
     with pytest.raises(KeyError, match="Pass image="):
         fit(section, "histosge", features_key="X_elsewhere")

@@ -8,6 +8,7 @@ makes a synthetic section in its place, and nothing is kept: so the tests run it
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from nbformat import NotebookNode
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"
 LIMIT = 600  # seconds of one cell, on a crowded machine
+INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the notebook, whatever the caller draws on
 
 
 def execute(tutorial: NotebookNode, folder: Path, *, synthetic: bool) -> NotebookNode:
@@ -28,7 +30,8 @@ def execute(tutorial: NotebookNode, folder: Path, *, synthetic: bool) -> Noteboo
     for cell in run.cells:
         if synthetic:
             cell.source = cell.metadata.get("synthetic", cell.source)
-    NotebookClient(run, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    client = NotebookClient(run, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client.execute(env={**os.environ, "MPLBACKEND": INLINE})
     for cell, source in zip(run.cells, shown, strict=True):
         cell.source = source
         cell.metadata.pop("execution", None)  # times of day, different in every run

@@ -15,8 +15,8 @@ from PIL import Image
 import sthisto
 
 PICTURE = Path(__file__).with_name("front.jpg")
-WIDTH = 1600  # pixels
-MBP = ("MBP", "ENSG00000197971")
+WIDTH = 1400  # pixels
+GENES = {"ENSG00000197971": "MBP", "ENSG00000183036": "PCP4"}
 
 
 def section() -> anndata.AnnData:
@@ -36,16 +36,12 @@ def section() -> anndata.AnnData:
 def main() -> None:
     """Fit, predict on a grid twice as fine, draw."""
     adata = section()
-    gene = next(name for name in MBP if name in adata.var_names)
-    adata.var.loc[gene, "highly_variable"] = True
+    adata.var_names = [GENES.get(name, name) for name in adata.var_names]
+    adata.var.loc[list(GENES.values()), "highly_variable"] = True
     sthisto.pp.extract_features(adata)
     sthisto.tl.fit(adata)
     dense = sthisto.tl.upsample(adata, 2)
-    for table in (adata, dense):
-        table.var_names = ["MBP" if name == gene else name for name in table.var_names]
-    figure = sthisto.pl.genes(
-        adata, dense, ["MBP"], panels=["measured", "dense", "uncertainty"], image="beside", return_fig=True
-    )
+    figure = sthisto.pl.genes(adata, dense, list(GENES.values()), image="beside", return_fig=True)
     figure.savefig(PICTURE.with_suffix(".png"), dpi=200, bbox_inches="tight")
     plt.close(figure)
     picture = Image.open(PICTURE.with_suffix(".png")).convert("RGB")

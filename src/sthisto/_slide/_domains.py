@@ -25,7 +25,7 @@ def measured_somewhere(adata: AnnData, genes: NDArray[np.str_], layer: str | Non
         return genes
     empty = np.isnan(matrix[0])
     empty[empty] = np.isnan(matrix[:, empty]).all(axis=0)
-    kept = genes[~empty[adata.var_names.get_indexer(genes)]]
+    kept: NDArray[np.str_] = genes[~empty[adata.var_names.get_indexer(genes)]]
     if not len(kept):
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         raise ValueError(f"{where} is NaN throughout for all {len(genes)} genes; pass genes= that it has values of.")

@@ -74,7 +74,7 @@ def regions_of(sdata: Any, key: str, table: AnnData) -> dict[str, Region]:
         if (at < 0).any():
             raise ValueError(
                 f"table {key!r} annotates {int((at < 0).sum())} of {len(at)} places that {name!r} does not have, such "
-                f"as {instances.iloc[rows[at < 0][0]]!r}: obs[{instance!r}] and the element's index should agree."
+                f"as {instances.iloc[rows[at < 0][0]]}: obs[{instance!r}] and the element's index should agree."
             )
         found[name] = Region(name, elements[name], rows, centres.to_numpy()[at])
     return found

@@ -161,7 +161,7 @@ def write_features(
 def small_picture(adata: AnnData, library: str, image: Image, pitch: float) -> dict[str, dict[str, Any]]:
     """Give what ``uns["spatial"]`` lacks for scanpy and squidpy to draw the section: nothing where it has ``hires``."""
     had = entry_of(adata, library)
-    if "hires" in had.get("images", {}):
+    if "hires" in had.get("images", {}) or image.source.startswith(ELEMENT):  # an element is drawn from where it is
         return {}
     pixels, factor = image.thumbnail()
     factors = {"tissue_hires_scalef": factor}

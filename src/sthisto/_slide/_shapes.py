@@ -40,6 +40,7 @@ def dense_sections(opened: "Opened", made: AnnData) -> Any:
     images = {name: opened.sdata.images[name] for name in dict.fromkeys(r.image_name for r, _ in parts) if name}
     if opened.rasters:
         images |= {f"{region.name}_genes": _raster(made[rows], opened.rasters, region) for region, rows in parts}
+    made.obs[TELLS] = made.obs[TELLS].astype("category")
     table = TableModel.parse(made, region=list(shapes), region_key=TELLS, instance_key=INSTANCE)
     return SpatialData(images=images, shapes=shapes, tables={TABLE: table})
 
@@ -59,7 +60,7 @@ def _lent(opened: "Opened", made: AnnData, grid: str) -> dict[str, Any]:
     """Give the shapes of the table that was the grid, and name the points as its rows."""
     region, table = opened.points_of(grid)
     made.obs_names = table.obs_names[region.rows]
-    made.obs[TELLS] = region.name
+    made.obs[TELLS] = np.full(made.n_obs, region.name, dtype=object)
     made.obs[INSTANCE] = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[region.rows]
     return {region.name: region.element}
 
@@ -80,7 +81,6 @@ def _cells(made: AnnData, parts: "list[Part]") -> dict[str, Any]:
         steps = deepcopy(get_transformation(region.element, get_all=True))
         shapes[name] = ShapesModel.parse(frame, transformations=steps)
     made.obs[TELLS], made.obs[INSTANCE] = names, number
-    made.obs[TELLS] = made.obs[TELLS].astype("category")
     return shapes
 
 
@@ -104,14 +104,14 @@ def _pitch_of(made: AnnData) -> float:
 
 
 def _raster(made: AnnData, genes: list[str], region: "Region") -> Any:
-    """Draw genes as channels of a picture: in each pixel, half a pitch wide, the nearest point; 0 off the map."""
+    """Draw genes as channels of a picture: in pixels of a third of the pitch the nearest point, 0 off the map."""
     from spatialdata.models import Image2DModel  # noqa: PLC0415
     from spatialdata.transformations import Scale, Sequence, Translation, get_transformation  # noqa: PLC0415
 
     xy, lattice = np.asarray(made.obsm["spatial"]), _lattice_of(made)
     pitch = lattice.pitch if lattice else _pitch_of(made)
     reach = 1.001 * (lattice.reach if lattice else pitch / np.sqrt(2))
-    step, low = pitch / 2, xy.min(axis=0) - pitch / 2
+    step, low = pitch / 3, xy.min(axis=0) - pitch / 2
     width, height = np.ceil((np.ptp(xy, axis=0) + pitch) / step - 1e-6).astype(int)
     centres = low + step * (np.indices((height, width))[::-1].reshape(2, -1).T + 0.5)
     distance, nearest = cKDTree(xy).query(centres, distance_upper_bound=reach, workers=-1)

@@ -7,7 +7,6 @@ stays what it is among the shapes, so that most often nothing moves at all, whic
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -68,9 +67,10 @@ def takes_spatialdata(verb: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_spatialdata(thing: object) -> bool:
-    """Whether it is a SpatialData; to ask does not load the library, as whoever made one has."""
-    loaded = sys.modules.get("spatialdata")
-    return loaded is not None and isinstance(thing, loaded.SpatialData)
+    """Whether it is a SpatialData, asked without loading the library."""
+    return any(
+        kind.__name__ == "SpatialData" and kind.__module__.startswith("spatialdata.") for kind in type(thing).mro()
+    )
 
 
 class Pictures(Mapping[str, Image]):

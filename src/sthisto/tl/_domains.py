@@ -12,10 +12,12 @@ from sthisto.domains import METHODS
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 
+@_slide.takes_spatialdata
 def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defaults
-    adata: "AnnData",
+    adata: "AnnData | SpatialData",
     method: str = "stagate",
     n_domains: int | None = None,
     *,
@@ -29,6 +31,8 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     device: str | None = None,
     key_added: str = "spatial_domain",
     progress: bool = True,
+    table_key: str | None = None,
+    image_key: str | None = None,
 ) -> None:
     """Divide the tissue into domains of like expression.
 
@@ -66,6 +70,8 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
         Column of ``obs`` to write.
     progress
         Show progress bars.
+    table_key, image_key
+        Names of the table and of the image, where ``adata`` is a SpatialData that has several.
 
     Returns
     -------

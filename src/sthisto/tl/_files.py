@@ -7,9 +7,13 @@ from sthisto import _slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 
-def save(adata: "AnnData", path: str | PathLike[str], *, key: str = "sthisto") -> None:
+@_slide.takes_spatialdata
+def save(
+    adata: "AnnData | SpatialData", path: str | PathLike[str], *, key: str = "sthisto", table_key: str | None = None
+) -> None:
     """Write the fitted model as one safetensors file, without the section it was fitted on.
 
     The file holds the model's arrays and, as metadata, its settings: enough for ``predict(stained, reference=...)`` on
@@ -23,6 +27,8 @@ def save(adata: "AnnData", path: str | PathLike[str], *, key: str = "sthisto") -
         File to write; one that is there is replaced once the new one is whole.
     key
         Name of the fit.
+    table_key
+        Name of the table where ``adata`` is a SpatialData that has several.
 
     Raises
     ------
@@ -42,7 +48,14 @@ def save(adata: "AnnData", path: str | PathLike[str], *, key: str = "sthisto") -
     _slide.save_fit(_slide.read_fit(adata, key), path)
 
 
-def load(path: str | PathLike[str], adata: "AnnData | None" = None, *, key_added: str = "sthisto") -> "AnnData | None":
+@_slide.takes_spatialdata
+def load(
+    path: str | PathLike[str],
+    adata: "AnnData | SpatialData | None" = None,
+    *,
+    key_added: str = "sthisto",
+    table_key: str | None = None,
+) -> "AnnData | None":
     """Read a model that :func:`save` wrote.
 
     Parameters
@@ -53,6 +66,8 @@ def load(path: str | PathLike[str], adata: "AnnData | None" = None, *, key_added
         Object to put the fit into, one that has the training section's spots and genes; ``None`` makes an empty one.
     key_added
         Name of the fit.
+    table_key
+        Name of the table where ``adata`` is a SpatialData that has several.
 
     Returns
     -------

@@ -70,7 +70,7 @@ def upsample(  # noqa: PLR0913  all with defaults
     progress
         Show progress bars.
     rasters
-        With SpatialData, genes to draw as channels of a picture, ``"<shapes>_genes"``, pixels of half a pitch.
+        With SpatialData, genes to draw as channels of a picture, ``"<shapes>_genes"``, pixels of a third of the pitch.
     table_key, image_key
         Names of the table and of the image where ``adata`` is a SpatialData that has several.
 

@@ -1,0 +1,172 @@
+"""The gallery: markers, domains, features, uncertainty and scores of real sections, as small JPEG files.
+
+    python benchmarks/gallery.py -o docs/gallery [--data DIR] [--sections 151673 MOB1] [--method kmeans]
+    python benchmarks/gallery.py -o FOLDER --sections C2
+
+Says which markers are not in a section's table, and the size of every picture; one that is too large for the pages is
+an error. The sections of the first line may be shown with attribution, of C2 no licence is known.
+"""
+
+import argparse
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import scanpy as sc
+from anndata import AnnData
+from matplotlib.figure import Figure
+from PIL import Image
+from sections_data import DATA, read
+
+import sthisto
+
+DPI, LARGEST = 100, 200_000  # bytes
+QUALITIES = (88, 80, 72, 64)  # of JPEG, the best that is small enough
+N_GENES = 300
+PANELS = ("measured", "denoised", "dense")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is shown of a section."""
+
+    markers: dict[str, str]  # identifier in the table, by symbol
+    shown: tuple[tuple[str, ...], ...]  # symbols of each picture of markers
+    uncertain: tuple[str, ...]
+    grid: int  # refinement of the dense map
+    reference: str | None = None  # obs column of known labels
+    n_domains: int = 7
+
+
+def same(*names: str) -> dict[str, str]:
+    """Symbols that are identifiers."""
+    return {name: name for name in names}
+
+
+PLANS = {
+    "151673": Plan(
+        {
+            "MBP": "ENSG00000197971",
+            "PCP4": "ENSG00000183036",
+            "MOBP": "ENSG00000168314",
+            "HBB": "ENSG00000244734",
+            "SCGB2A2": "ENSG00000110484",
+        },
+        (("MBP", "PCP4", "MOBP"), ("HBB", "SCGB2A2")),
+        ("PCP4", "HBB"),
+        2,
+        "layer",
+    ),
+    "MOB1": Plan(
+        {
+            "Fabp7": "ENSMUSG00000019874",
+            "Kctd12": "ENSMUSG00000098557",
+            "Penk": "ENSMUSG00000045573",
+            "Cdhr1": "ENSMUSG00000021803",
+            "Pcp4": "ENSMUSG00000090223",
+        },
+        (("Fabp7", "Penk", "Cdhr1"),),
+        ("Penk", "Kctd12"),
+        4,
+        n_domains=5,
+    ),
+    "C2": Plan(
+        same("ERBB2", "MGP", "COL1A1", "IGKC", "AZGP1", "CRISP3"),
+        (("ERBB2", "MGP", "COL1A1"), ("IGKC", "AZGP1", "CRISP3")),
+        ("ERBB2", "IGKC"),
+        4,
+        "expr_cluster",
+    ),
+}
+
+
+def section(name: str, data: Path) -> AnnData:
+    """Read counts and features, name markers by their symbols, normalise; say which markers are not there."""
+    adata, plan = read(name, data), PLANS[name]
+    symbols = {identifier: symbol for symbol, identifier in plan.markers.items()}
+    adata.var_names = [symbols.get(gene.split(".")[0], gene) for gene in adata.var_names]  # MOB's end in a version
+    missing = [symbol for symbol in plan.markers if symbol not in adata.var_names]
+    print(f"{name}: not in the table: {', '.join(missing) or 'none'}", flush=True)
+    adata.layers["counts"] = adata.X
+    sc.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=N_GENES)
+    adata.var["highly_variable"] |= adata.var_names.isin(list(plan.markers))
+    adata.X = sthisto.metrics.lognorm(adata.layers["counts"])
+    return adata
+
+
+def dense_map(adata: AnnData, grid: int) -> AnnData:
+    """Fit, denoise the spots, and predict between them."""
+    sthisto.tl.fit(adata, progress=False)
+    sthisto.tl.predict(adata)
+    return sthisto.tl.upsample(adata, grid, progress=False)
+
+
+def draw_section(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> dict[str, Figure]:
+    """All pictures of a section by name, but those of scores."""
+    pictures = {}
+    there = [[symbol for symbol in row if symbol in adata.var_names] for row in plan.shown]
+    for i, symbols in enumerate(filter(None, there), 1):
+        pictures[f"markers_{i}"] = sthisto.pl.genes(adata, dense, symbols, panels=PANELS, return_fig=True)
+    uncertain = [symbol for symbol in plan.uncertain if symbol in dense.var_names]
+    pictures["uncertainty"] = sthisto.pl.uncertainty(dense, uncertain, return_fig=True)
+    pictures["features"] = sthisto.pl.features(adata, return_fig=True)
+    pictures["domains"] = draw_domains(adata, dense, plan, method)
+    return pictures
+
+
+def draw_domains(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> Figure:
+    """Domains found on what was measured, denoised and predicted, beside the known labels where there are any."""
+    for key, table, layer in (("measured", adata, None), ("denoised", adata, "sthisto"), ("denoised", dense, None)):
+        n = plan.n_domains
+        sthisto.tl.spatial_domains(table, method, n, layer=layer, key_added=key, progress=False)
+    keys = ["measured", "denoised"]
+    return sthisto.pl.domains(adata, keys, reference=plan.reference, dense=dense, return_fig=True)
+
+
+def draw_scores(adata: AnnData) -> Figure:
+    """Held-out scores of models beside each other."""
+    models = ["attention", "gp", "ridge", "idw"]
+    report = sthisto.tl.evaluate(adata, models, counts_layer="counts", n_repeats=3, progress=False)
+    return sthisto.pl.evaluation(report, return_fig=True)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a JPEG, and refuse one that is too large."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=DPI, bbox_inches="tight", format="png")
+    plt.close(figure)
+    picture = Image.open(drawn).convert("RGB")
+    for quality in QUALITIES:
+        picture.save(path, quality=quality, optimize=True)
+        size = path.stat().st_size
+        if size <= LARGEST:
+            print(f"{path}: {size / 1000:.0f} kB, quality {quality}", flush=True)
+            return
+    raise ValueError(f"{path} has {size / 1000:.0f} kB; pages take up to {LARGEST / 1000:.0f} kB.")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("-o", "--output", type=Path, required=True, help="folder for the pictures")
+    options.add_argument("--data", type=Path, default=DATA, help="folder of the sections")
+    options.add_argument("--sections", nargs="+", default=["151673", "MOB1"], choices=list(PLANS))
+    options.add_argument("--method", default="kmeans", help="of sthisto.tl.spatial_domains")
+    arguments = options.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name in arguments.sections:
+        adata = section(name, arguments.data)
+        dense = dense_map(adata, PLANS[name].grid)
+        pictures = draw_section(adata, dense, PLANS[name], arguments.method)
+        if name == "MOB1":
+            pictures["scores"] = draw_scores(adata)
+        for what, figure in pictures.items():
+            save(figure, arguments.output / f"{name}_{what}.jpg")
+
+
+if __name__ == "__main__":
+    main()
