@@ -16,6 +16,7 @@ from sthisto.datasets import synthetic
 from sthisto.models import Section
 from sthisto.models import stnet as pixels
 from sthisto.models.stnet import StNet, hold_back, load_backbone, part, turned
+from sthisto.tl import _sections
 
 FIELD = 12
 SMALL = {"weights": "imagenet", "field": FIELD, "epochs": 3, "learning_rate": 1e-3, "batch_size": 8}
@@ -220,7 +221,7 @@ def predicted(adata, **options):
 @pytest.mark.usefixtures("tiny")
 def test_patches_are_those_around_the_spots_at_the_sections_scale(stained, monkeypatch):
     seen = []
-    monkeypatch.setattr(tl, "sample_patches", lambda *asked: seen.append(asked) or images.sample_patches(*asked))
+    monkeypatch.setattr(_sections, "sample_patches", lambda *asked: seen.append(asked) or images.sample_patches(*asked))
     fit(stained, train_on=np.arange(40) >= 10)
     image, xy, side, field = seen[0]
     assert_allclose(xy, stained.obsm["spatial"][10:])
