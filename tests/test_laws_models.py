@@ -103,6 +103,16 @@ def test_points_do_not_depend_on_each_other(name):
         assert_allclose(model.predict(only(points, rows)), whole[rows], atol=1e-5)
 
 
+@pytest.fixture
+def _threads():
+    """Two threads, whatever the tests run on: sums that are shared out must not depend on who ends first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("name", MODELS)
 def test_same_seed_same_bits(name):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
