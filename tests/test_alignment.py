@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sthisto.models._alignment import LEAST, lay_over
+from sthisto.models._alignment import LEAST, STEP, _Field, _Part, _Search, lay_over
 
 
 def tissue(xy: NDArray[np.float64], seed: int, noise: float) -> NDArray[np.float64]:
@@ -60,6 +60,38 @@ def test_the_largest_is_the_reference_and_few_spots_say_nothing() -> None:
     sizes = [len(small), len(large), len(tiny)]
     frames = lay_over(np.concatenate([small, large, tiny]), z, np.repeat([0, 1, 2], sizes))
     assert frames.frame.tolist() == [1, 1, 2]
+
+
+def test_two_tissues_find_their_groups_and_the_likeliest_is_tried_first() -> None:
+    """Four sections of two tissues; each tries one frame only, the one most like it."""
+    sides, seeds = (14, 13, 12, 11), (3, 8, 3, 8)
+    parts = [square(side) for side in sides]
+    z = np.concatenate([tissue(xy, seed, 0.2) for xy, seed in zip(parts, seeds, strict=True)])
+    section = np.repeat(range(4), [len(each) for each in parts])
+    likeness = np.equal.outer(seeds, seeds).astype(float)
+    assert lay_over(np.concatenate(parts), z, section, likeness).frame.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("pitch_um", "expected"), [([100, 200], [0, 1]), ([100, 101], [0, 0]), ([100, np.nan], [0, 0])]
+)
+def test_arrays_of_another_pitch_do_not_lie_over_each_other(pitch_um: list[float], expected: list[int]) -> None:
+    first, second = square(14), square(12)
+    z = np.concatenate([tissue(first, 3, 0.2), tissue(second, 3, 0.2)])
+    section = np.repeat([0, 1], [len(first), len(second)])
+    frames = lay_over(np.concatenate([first, second]), z, section, pitch_um=np.array(pitch_um))
+    assert frames.frame.tolist() == expected
+
+
+def test_all_shifts_at_once_agree_with_one_at_a_time() -> None:
+    part, turn = _Part.of(square(9) * 1.03, tissue(square(9), 3, 0.2)), rotation(30)
+    field = _Field.of(_Part.of(square(12), tissue(square(12), 3, 0.2)))
+    search = _Search(field, part)
+    found, shift = search.best(turn)
+    site = np.rint((search.xy @ turn.T + field.centre - field.low) / STEP) * STEP + field.low
+    at = [field.agreement(site + np.array([dx, dy]), search.z) for dx in search.shifts for dy in search.shifts]
+    assert found == pytest.approx(max(at), rel=1e-4)
+    assert field.agreement(site + shift, search.z) == pytest.approx(found, rel=1e-4)
 
 
 def test_one_section_is_its_own_frame() -> None:

@@ -1,12 +1,15 @@
 """Attention over measured spots: the exact solution by hand, its shortcut, and what sections say to each other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
 
 from sthisto.models import Section
-from sthisto.models.attention import LOUDEST, Attention, _factors, _spot_variance
+from sthisto.models._factors import LOUDEST, leading, relative, spot_variance
+from sthisto.models.attention import Attention, _Pool
 from sthisto.models.gp import LEVEL, gauss, matern
 
 ONE = {"lengths": (3.0,), "feature_lengths": (1.0,), "looks": (0.4,), "noises": (0.5,)}
@@ -41,8 +44,8 @@ def by_hand(spots: Section, points: Section, n_factors: int) -> NDArray[np.float
     mean, std = spots.features.mean(axis=0, dtype=float), spots.features.std(axis=0, dtype=float)
     standard, there = ((each.features - mean) / std for each in (spots, points))
     scale = np.median(pdist(standard))
-    v = _spot_variance(spots.xy, np.zeros(len(spots), dtype=int), y)
-    z, loadings = _factors(y, v, n_factors)
+    v = relative(spot_variance(spots.xy, y))
+    z, loadings = factors(y, v, n_factors)
 
     def kernel(a_xy, a_look):
         by_place = matern(cdist(a_xy, spots.xy) / 3.0)
@@ -50,6 +53,14 @@ def by_hand(spots: Section, points: Section, n_factors: int) -> NDArray[np.float
 
     solved = np.linalg.solve(kernel(spots.xy, standard) + 0.5 * np.diag(v), z)
     return spots.expression.mean(axis=0) + kernel(points.xy, there) @ solved @ loadings
+
+
+def factors(y: NDArray[np.float64], variance: NDArray[np.float64], most: int) -> tuple[NDArray[np.float64], ...]:
+    """Weighted factors by the singular value decomposition: scores of unit variance, and loadings."""
+    axes = np.linalg.svd(y / np.sqrt(variance)[:, None], full_matrices=False)[2][:most].T
+    scores = y @ axes
+    unit = np.sqrt((scores**2).mean(axis=0))
+    return scores / unit, unit[:, None] * axes.T
 
 
 def test_one_mixture_is_kriging_by_hand() -> None:
@@ -62,8 +73,8 @@ def test_held_back_factors_are_what_the_others_say_of_a_spot() -> None:
     """Leave-one-out by leverage against leaving out for real; what is learnt of the factors is shared by both."""
     spots = section(n=40, noise=0.5)
     y = spots.expression.astype(float) - spots.expression.mean(axis=0, dtype=float)
-    v = _spot_variance(spots.xy, np.zeros(40, dtype=int), y)
-    z, loadings = _factors(y, v, 3)
+    v = relative(spot_variance(spots.xy, y))
+    z, loadings = factors(y, v, 3)
     _, held_back = fit(spots, n_factors=3, n_components=6, **ONE)
     standard = (spots.features - spots.features.mean(axis=0)) / spots.features.std(axis=0)
     k = 0.6 * matern(cdist(spots.xy, spots.xy) / 3) + 0.4 * gauss(
@@ -109,17 +120,19 @@ def test_a_noisy_spot_is_known_for_one_and_counts_less() -> None:
     spots = section(n=120)
     noisy = spots.expression.copy()
     noisy[7] += np.random.default_rng(1).normal(scale=6, size=noisy.shape[1]).astype(np.float32)
-    variance = _spot_variance(spots.xy, np.zeros(120, dtype=int), noisy - noisy.mean(axis=0).astype(float))
+    variance = relative(spot_variance(spots.xy, noisy - noisy.mean(axis=0).astype(float)))
     assert variance[7] == variance.max() == pytest.approx(LOUDEST)
     assert np.median(variance) < 1.5
 
 
-def test_factors_reconstruct_and_are_scaled() -> None:
-    y = np.random.default_rng(0).normal(size=(30, 5))
-    scores, loadings = _factors(y, np.ones(30), 5)
-    np.testing.assert_allclose(scores @ loadings, y, atol=1e-10)
-    np.testing.assert_allclose((scores**2).mean(axis=0), 1)
-    assert _factors(np.zeros((10, 3)), np.ones(10), 2)[0].shape == (10, 1)
+@pytest.mark.parametrize("cuts", [[], [11], [3, 4, 25]])
+@pytest.mark.parametrize("d", [5, 40])
+def test_leading_axes_are_singular_vectors_however_the_rows_come(cuts: list[int], d: int) -> None:
+    y = np.random.default_rng(0).normal(size=(30, d)) * np.linspace(1, 3, d)
+    axes = leading(np.split(y, cuts), 4)
+    expected = np.linalg.svd(y, full_matrices=False)[2][:4].T
+    np.testing.assert_allclose(np.abs((axes * expected).sum(axis=0)), 1, atol=1e-9)  # up to their sign
+    assert leading([np.zeros((10, 3))], 2).shape == (3, 1)
 
 
 def test_restored_from_its_state_it_says_the_same() -> None:
@@ -143,7 +156,60 @@ def test_a_second_section_of_the_same_tissue_helps_and_a_contrary_one_is_left_ap
 
     alone = score(few)
     assert score(few, whole) > alone + 0.05
-    assert score(few, contrary) > alone - 0.2  # .14 when it is listened to; what remains is the shared choice of heads
+    assert score(few, contrary) > alone - 0.1  # .14 when listened to; the factors are shared
+
+
+def test_who_fits_is_found_pair_by_pair_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    a, b, other = section(n=150), section(n=150, seed=4, name="b"), section(n=150, seed=5, name="c")
+    contrary = replace(other, expression=np.ascontiguousarray(other.expression[:, ::-1]))
+    model, _ = fit(a, b, contrary)
+    kinship = model.state()["kinship"]
+    np.testing.assert_array_equal(kinship, kinship.T)
+    np.testing.assert_array_equal(np.diag(kinship), 1)
+    assert kinship[0, 1] > 0.9
+    assert (kinship[2, :2] < 0.1).all()
+    assert [record.args[0] for record in caplog.records] == ["c"]
+    caplog.clear()
+    fit(a, b)
+    assert not caplog.records
+
+
+def test_a_stranger_changes_nothing_but_the_factors() -> None:
+    """Kinship 0: the others' anchors and values are as if it were not there."""
+    model, _ = fit(section(n=150), replace(section(n=150, seed=5, name="c"), features=noise((150, 6), 1)), n_factors=4)
+    state = model.state()
+    assert (state["kinship"] >= 0).all()
+    alone = state["starts"][1] - state["starts"][0]
+    heard = state["kinship"][0, 1] >= 0.05
+    assert alone == (300 if heard else 150)
+
+
+def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_memory_grows_with_the_sections_and_not_with_their_pairs() -> None:
+    sections = [section(n=60, seed=each, name=str(each)) for each in range(12)]
+    held = {}
+    for s in (6, 12):
+        model, held_back = fit(*sections[:s], n_anchors=40, n_beside=30)
+        starts = model.state()["starts"]
+        assert np.diff(starts).max() <= 40
+        assert len(held_back) == s
+        assert np.isfinite(np.concatenate(held_back)).all()
+        held[s] = sum(array.nbytes for name, array in model.state().items() if name != "kinship")
+    assert held[12] < 2.1 * held[6]
+
+
+def test_the_pool_is_shared_out_evenly() -> None:
+    section = np.repeat([0, 1, 2], [5, 50, 50])
+    pool = _Pool(section, np.random.default_rng(0))
+    rows = pool.fair(np.array([0, 1, 2]), 45)
+    assert np.bincount(section[rows]).tolist() == [5, 20, 20]
+    np.testing.assert_array_equal(rows, np.unique(rows))
+    assert set(pool.fair(np.array([1, 2]), 10)) <= set(pool.fair(np.array([1, 2]), 20))
+    assert len(pool.fair(np.array([], dtype=int), 10)) == 0
+    assert set(pool.draw(1, 7)) <= set(range(5, 55))
 
 
 def test_an_unseen_section_is_predicted_from_its_look() -> None:

@@ -118,7 +118,7 @@ def test_loadings_forget_a_spot_as_a_regression_without_it():
     rng = np.random.default_rng(0)
     scores = np.linalg.qr(rng.normal(size=(30, 3)))[0] * np.sqrt(30)
     y, held_back = rng.normal(size=(30, 9)), rng.normal(size=(30, 3))
-    result = forget(y, scores, scores.T @ y / 30, held_back, np.zeros((30, 1)))
+    result = forget(y, scores, scores.T @ y / 30, held_back, np.zeros((30, 1)), n=30)
     for i in range(30):
         rest = np.arange(30) != i
         assert_allclose(result[i], held_back[i] @ np.linalg.lstsq(scores[rest], y[rest])[0])

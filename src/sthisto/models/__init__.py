@@ -24,6 +24,7 @@ class Section:
     features: NDArray[np.float32] | None = None  # (n, d) as the encoder gave them
     expression: NDArray[np.float32] | None = None  # (n, g) log-normalised
     patches: Patches | None = None
+    pitch_um: float | None = None  # the unit of xy; None where it is not known
 
     def __len__(self) -> int:
         return len(self.xy)

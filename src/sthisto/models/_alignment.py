@@ -2,12 +2,17 @@
 
 Serial sections show the same tissue turned and shifted on the slide. Where they do, a spot of one is nearly a
 measurement of the other at the same place. Each section is moved rigidly (turned, shifted, perhaps flipped over) onto
-the largest one so that smoothed expression factors agree best,
+another one so that smoothed expression factors agree best,
 
     agreement(T) = sum_i (2 z_i . F(T p_i) - |F(T p_i)|^2) / sum_i |z_i|^2,
 
-F being the reference's factors smoothed over its place, zero outside: the share of z that F explains. A section of
-another tissue finds much the same poor agreement in many places, and is recognised by that: it stays on its own.
+F being the other's factors smoothed over its place, zero outside: the share of z that F explains. Both sums are
+correlations with a raster, so that all shifts of one turn are had from one Fourier transform.
+A section of another tissue finds much the same poor agreement in many places, and is recognised by that.
+
+Sections are taken largest first. Each is tried on the few frames there are whose gene means are most like its own, and
+opens a frame where it lies on none of them: several tissues and patients find their groups, at a cost that grows with
+the number of sections and not with that of its pairs.
 """
 
 from collections.abc import Iterator
@@ -15,14 +20,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 from scipy.spatial.distance import cdist
 
 MOST = 1000  # spots of a section that are looked at
 LEAST = 20  # fewer say nothing
+TRIED = 3  # frames that a section is tried on
+PITCHES = 0.05  # arrays whose pitches differ by a larger share do not lie over each other
 STEP = 0.5  # pitches between the points of the reference's field
 SMOOTHING = 2.0  # pitches
 TURNS = np.deg2rad(np.arange(0, 360, 10))
-CLEARLY = 1.25  # the best agreement over the best in quite another position
+CLEARLY = 1.15  # the best agreement over the best in quite another position; strangers reach 1.05
 ENOUGH = 0.15  # agreement that is worth having
 
 Floats = NDArray[np.float64]
@@ -32,9 +40,14 @@ Floats = NDArray[np.float64]
 class Frames:
     """Where each section lies: those of one frame compare by place."""
 
-    frame: NDArray[np.int64]  # (s,)
+    frame: NDArray[np.int64]  # (s,) the section that it lies on, itself where it lies on none
     turn: Floats  # (s, 2, 2)
     shift: Floats  # (s, 2)
+
+    @classmethod
+    def apart(cls, s: int) -> "Frames":
+        """Each section in a frame of its own."""
+        return cls(np.arange(s), np.tile(np.eye(2), (s, 1, 1)), np.zeros((s, 2)))
 
     def place(self, xy: Floats, section: int) -> Floats:
         """Positions (n, 2) of a section in its frame."""
@@ -43,20 +56,35 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """As many spots of a section as are looked at."""
+
+    xy: Floats  # (n, 2)
+    z: Floats  # (n, f)
+    smooth: Floats  # (n, f)
+
+    @classmethod
+    def of(cls, xy: Floats, z: Floats) -> "_Part":
+        every = slice(None, None, -(-len(xy) // MOST))
+        return cls(xy[every], z[every], _smooth(xy[every], z[every], xy[every]))
+
+
+@dataclass(frozen=True)
 class _Field:
     """Smoothed factors of the reference on a raster, zero outside."""
 
     low: Floats  # (2,)
     values: Floats  # (h + 1, w + 1, f), the last row and column zero
+    centre: Floats  # (2,) of its spots
 
     @classmethod
-    def of(cls, xy: Floats, z: Floats) -> "_Field":
-        low = xy.min(axis=0) - 2
-        size = np.ceil((xy.max(axis=0) + 2 - low) / STEP).astype(int) + 1
+    def of(cls, part: _Part) -> "_Field":
+        low = part.xy.min(axis=0) - 2
+        size = np.ceil((part.xy.max(axis=0) + 2 - low) / STEP).astype(int) + 1
         x, y = (low[axis] + STEP * np.arange(size[axis]) for axis in range(2))
         raster = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-        values = _smooth(xy, z, raster).reshape(size[1], size[0], -1)
-        return cls(low, np.pad(values, ((0, 1), (0, 1), (0, 0))))
+        values = _smooth(part.xy, part.z, raster).reshape(size[1], size[0], -1)
+        return cls(low, np.pad(values, ((0, 1), (0, 1), (0, 0))), part.xy.mean(axis=0))
 
     def agreement(self, xy: Floats, z: Floats) -> Floats:
         """Share of z (n, f) that the field explains at each of several placements xy (..., n, 2)."""
@@ -68,49 +96,81 @@ class _Field:
         return share
 
 
-def lay_over(xy: Floats, z: Floats, section: NDArray[np.int64]) -> Frames:
-    """Frames of sections from pooled spots: positions (n, 2) in pitches, factors (n, f), and section numbers (n,)."""
+class _Search:
+    """Agreement of a section with a field under all shifts at once, for one turn after another."""
+
+    def __init__(self, field: _Field, part: _Part) -> None:
+        self.xy, self.z, self.field = part.xy - part.xy.mean(axis=0), part.smooth, field
+        reach = 0.35 * np.ptp(part.xy, axis=0).max()
+        self.shifts = STEP * np.arange(-np.floor(reach / STEP), np.floor(reach / STEP) + 1)
+        widest = int(np.ceil(2 * np.linalg.norm(self.xy, axis=1).max() / STEP)) + 2
+        size = [fft.next_fast_len(widest + each, real=True) for each in field.values.shape[:2]]
+        channels = np.concatenate([2 * field.values, -(field.values**2).sum(axis=-1, keepdims=True)], axis=-1)
+        self.size, self.known = size, fft.rfft2(channels.astype(np.float32), size, axes=(0, 1))
+
+    def best(self, turn: Floats) -> tuple[float, Floats]:
+        """Best agreement of a turn, and the shift from centre to centre that it takes."""
+        at = (self.xy @ turn.T + self.field.centre - self.field.low) / STEP
+        site = np.rint(at).astype(int)
+        corner = site.min(axis=0)
+        x, y = (site - corner).T
+        spots = np.zeros((*self.size, self.z.shape[1] + 1), dtype=np.float32)
+        np.add.at(spots, (y, x), np.column_stack([self.z, np.ones(len(self.z))]).astype(np.float32))
+        product = (self.known * fft.rfft2(spots, axes=(0, 1)).conj()).sum(axis=-1)
+        total = fft.irfft2(product, self.size)
+        steps = np.rint(self.shifts / STEP).astype(int)
+        table = total[np.ix_((steps + corner[1]) % self.size[0], (steps + corner[0]) % self.size[1])]
+        row, column = np.unravel_index(int(table.argmax()), table.shape)
+        return float(table[row, column] / (self.z**2).sum()), self.shifts[[column, row]]
+
+
+def lay_over(
+    xy: Floats, z: Floats, section: NDArray[np.int64], likeness: Floats | None = None, pitch_um: Floats | None = None
+) -> Frames:
+    """Frames of sections from pooled spots: positions (n, 2) in pitches, factors (n, f), and section numbers (n,).
+
+    Frames are tried in the order of ``likeness`` (s, s) of the sections; those of another ``pitch_um`` (s,), NaN where
+    it is not known, are not.
+    """
     sizes = np.bincount(section)
-    reference = int(sizes.argmax())
-    frame, turn, shift = np.arange(len(sizes)), np.tile(np.eye(2), (len(sizes), 1, 1)), np.zeros((len(sizes), 2))
-    parts = [np.flatnonzero(section == each)[:: -(-size // MOST)] for each, size in enumerate(sizes)]
-    if sizes[reference] >= LEAST and len(sizes) > 1:
-        field = _Field.of(xy[parts[reference]], z[parts[reference]])
-        centre = xy[parts[reference]].mean(axis=0)
-        for each in (each for each, size in enumerate(sizes) if size >= LEAST and each != reference):
-            rows = parts[each]
-            found = _search(field, xy[rows], _smooth(xy[rows], z[rows], xy[rows]), centre)
+    frames = Frames.apart(len(sizes))
+    likeness = np.zeros((len(sizes),) * 2) if likeness is None else likeness
+    fields: dict[int, _Field] = {}
+    if len(sizes) == 1:
+        return frames
+    for each in sorted(np.flatnonzero(sizes >= LEAST), key=lambda each: -sizes[each]):
+        rows = np.flatnonzero(section == each)
+        part = _Part.of(xy[rows], z[rows])
+        alike = sorted(fields, key=lambda other: -likeness[each, other])
+        for other in [other for other in alike if _comparable(pitch_um, each, other)][:TRIED]:
+            found = _search(fields[other], part)
             if found is not None:
-                frame[each] = reference
-                turn[each], shift[each] = found
-    return Frames(frame, turn, shift)
+                frames.frame[each] = other
+                frames.turn[each], frames.shift[each] = found
+                break
+        else:
+            fields[int(each)] = _Field.of(part)
+    return frames
 
 
-def _search(field: _Field, xy: Floats, z: Floats, centre: Floats) -> tuple[Floats, Floats] | None:
+def _comparable(pitch_um: Floats | None, one: np.intp, other: int) -> bool:
+    """Whether positions in pitches mean the same length in two sections, as far as is known."""
+    return pitch_um is None or not abs(np.log(pitch_um[one] / pitch_um[other])) > PITCHES
+
+
+def _search(field: _Field, part: _Part) -> tuple[Floats, Floats] | None:
     """Turn and shift of the clearly best placement; None where there is none."""
-    reach = 0.35 * np.ptp(xy, axis=0).max()
-    step = max(1.0, reach / 12)
-    span = np.arange(-reach, reach + step / 2, step)
-    offsets = np.stack(np.meshgrid(span, span), axis=-1).reshape(-1, 2)
-    middle = xy.mean(axis=0)
-    best: list[tuple[float, Floats, Floats]] = []
-    for turn in _turns():
-        moved = (xy - middle) @ turn.T + centre
-        agreement = np.array([field.agreement(moved + offset, z) for offset in offsets])
-        most = int(agreement.argmax())
-        best.append((float(agreement[most]), turn, offsets[most]))
-    best.sort(key=lambda each: -each[0])
-    agreement_found, turn, offset = best[0]
-    elsewhere = max(each for each, other, _ in best if not _alike(turn, other))
+    search = _Search(field, part)
+    best = sorted(((*search.best(turn), turn) for turn in _turns()), key=lambda each: -each[0])
+    agreement_found, offset, turn = best[0]
+    elsewhere = max(each for each, _, other in best if not _alike(turn, other))
     if agreement_found < max(ENOUGH, CLEARLY * elsewhere):
         return None
-    turn, offset = _refine(field, xy - middle, z, centre, turn, offset)
-    return turn, centre + offset - turn @ middle
+    turn, offset = _refine(field, search.xy, search.z, turn, offset)
+    return turn, field.centre + offset - turn @ part.xy.mean(axis=0)
 
 
-def _refine(  # noqa: PLR0917  a placement and what it is judged by
-    field: _Field, xy: Floats, z: Floats, centre: Floats, turn: Floats, offset: Floats
-) -> tuple[Floats, Floats]:
+def _refine(field: _Field, xy: Floats, z: Floats, turn: Floats, offset: Floats) -> tuple[Floats, Floats]:
     """Smaller and smaller moves about the best placement, each kept where it agrees better."""
     for angle, step in ((5.0, 0.5), (2.5, 0.5), (1.25, 0.25)):
         moves = [
@@ -119,7 +179,7 @@ def _refine(  # noqa: PLR0917  a placement and what it is judged by
             for dx in (-step, 0, step)
             for dy in (-step, 0, step)
         ]
-        agreement = [field.agreement(xy @ each.T + centre + moved, z) for each, moved in moves]
+        agreement = [field.agreement(xy @ each.T + field.centre + moved, z) for each, moved in moves]
         turn, offset = moves[int(np.argmax(agreement))]
     return turn, offset
 

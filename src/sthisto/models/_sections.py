@@ -81,9 +81,13 @@ class Centring:
             rows = slice(start, start + CHUNK)
             yield rows, (features_of(points)[rows] - mean) * scale
 
+    def deviation(self, section: Section) -> NDArray[np.float64]:
+        """Expression (n, g) of one section, less its gene means."""
+        return expression_of(section) - self.mean_of(section.name)
+
     def deviations(self, sections: Sequence[Section]) -> NDArray[np.float64]:
         """Expression of the sections, each less its gene means, pooled (n, g)."""
-        return np.concatenate([expression_of(section) - self.mean_of(section.name) for section in sections])
+        return np.concatenate([self.deviation(section) for section in sections])
 
     def leverage(self) -> NDArray[np.float64]:
         """Share (n, 1) of a spot in the mean of its section, for spots pooled as in :meth:`deviations`."""

@@ -16,58 +16,42 @@ few hundred noisy spots do not carry thousands of weights.
 
 - Spots speak as loudly as they were measured: spot j has noise variance v_j, from a first smoothing, so a spot with few
   molecules counts less, in the factors and as context.
-- Sections that do not fit each other are left apart: one of the choices below is that they have nothing to say to each
-  other, and where it has the evidence it takes over.
 - Nothing is set by a single best choice: heads are mixed over a small grid of (l, r, share of look, noise e), each
-  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017). With K (n, j) the mixed heads of all
-  spots over the anchors, L the Cholesky factor of its anchor rows, D = diag(v) and Psi = D^-1/2 K L^-T, a single
-  eigendecomposition Psi^T Psi = B diag(k) B^T serves all factors and noises:
-
-    u = L^-T B diag(1 / (k + e)) B^T Psi^T D^-1/2 z,    evidence: log det(Psi Psi^T + e I),
-
-  and what each spot would be without itself follows from its leverage.
-- Up to ``n_anchors`` spots all are anchors and the solution is exact; beyond, a random choice of them carries the map
-  (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
+  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017); models/_mixture.py has the algebra.
+- Up to ``n_anchors`` spots of a section all are anchors and the solution is exact; beyond, a random choice of them
+  carries the map (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
+- Each section has a solution of its own, from all of its spots and ``n_beside`` of the sections that it is kin to, so
+  that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_kinship.py): a stranger is
+  hardly listened to, nor does it have a say in which heads the others take. One more solution, from a few spots of
+  every section, tells sections that were only stained. Factors, their loadings and the metric are shared by all.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, solve_triangular
-from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist, pdist
-from scipy.special import logsumexp, softmax
+from scipy.spatial.distance import pdist
 from tqdm.auto import tqdm
 
 from sthisto.models import Section
 from sthisto.models._alignment import Frames, lay_over
+from sthisto.models._factors import TINY, leading, relative, spot_variance
+from sthisto.models._kinship import kinship, likeness, relatives
+from sthisto.models._mixture import Heads, Mixtures, Spots
 from sthisto.models._sections import Centring
-from sthisto.models.gp import LEVEL, RANK, forget, gauss, matern
+from sthisto.models.gp import forget
 
 OUTLYING = 5.0  # features beyond so many deviations are artefacts: folds, ink, dust
-SMOOTHING = 1.5  # pitches, of the first smoothing that tells loud spots from quiet ones
-LOUDEST = 5.0  # no spot counts for more than this many times the usual, or less than its inverse
 LEADING = 8  # factors that sections are laid over each other by
-JITTER = 1e-6  # of the anchors' kernel, against rounding
+STRANGER = 0.1  # kinship below which a section is said not to fit another
+HEARD = 0.05  # kinship below which it is not worth the time to listen
+UNSEEN = -1  # number of a section that was not fitted
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Spots:
-    """What attention compares, for spots or points of all sections in one pool."""
-
-    xy: Floats  # (n, 2) in units of the pitch
-    section: NDArray[np.int64]  # (n,), -1 for a section that was not fitted
-    frame: NDArray[np.int64]  # (n,), positions compare within a frame
-    look: Floats  # (n, q) reduced features
-
-    def __getitem__(self, rows: NDArray[np.intp]) -> "Spots":
-        return Spots(*(each[rows] for each in vars(self).values()))
+logger = logging.getLogger("sthisto")
 
 
 @dataclass(kw_only=True)
@@ -75,10 +59,10 @@ class Attention:
     """Attention over measured spots, by place and by look.
 
     ``coherence`` is how much the expression of two sections of one tissue agrees at the same place; 0 lays none over
-    another. ``n_factors=None`` takes 15, or 30 above 1 000 training spots; ``n_components`` of the features are
-    compared. ``lengths`` l are in units of the spot pitch, ``feature_lengths`` r in units of the median distance of the
-    reduced features, ``looks`` are the shares of look, ``noises`` in units of the signal; ``power`` tempers the
-    evidence.
+    another. A section listens to ``n_beside`` spots of others. ``n_factors=None`` takes 15, or 30 above 1 000 training
+    spots; ``n_components`` of the features are compared. ``lengths`` l are in units of the spot pitch,
+    ``feature_lengths`` r in units of the median distance of the reduced features, ``looks`` are the shares of look,
+    ``noises`` in units of the signal; ``power`` tempers the evidence.
 
     Examples
     --------
@@ -94,6 +78,7 @@ class Attention:
     n_factors: int | None = None
     n_components: int = 20
     n_anchors: int = 1000
+    n_beside: int = 1000
     coherence: float = 0.7
     lengths: Sequence[float] = (1.0, 3.0, 9.0)
     feature_lengths: Sequence[float] = (0.7, 1.4)
@@ -103,7 +88,7 @@ class Attention:
     history: dict[str, Floats] = field(default_factory=dict, init=False, repr=False)
 
     def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
-        """Learn from all sections together; return the leave-one-out predictions, (n, g) a section.
+        """Learn from all sections; return the leave-one-out predictions, (n, g) a section.
 
         Raises
         ------
@@ -111,32 +96,34 @@ class Attention:
             Two sections of one name, or one without features or expression.
         """
         centring = Centring.of(sections, with_features=True)
-        features = np.concatenate([centring.standardised(section) for section in sections]).clip(-OUTLYING, OUTLYING)
-        axes = np.ascontiguousarray(np.linalg.svd(features, full_matrices=False)[2][: self.n_components].T)  # (d, q)
-        xy = np.concatenate([section.xy for section in sections])
-        of = np.repeat(np.arange(len(sections)), centring.n_spots)
-        y = centring.deviations(sections)
-        variance = _spot_variance(xy, of, y)
-        z, loadings = _factors(y, variance, self.n_factors or (30 if len(y) > 1000 else 15))
-        frames = self._lay_over(xy, z[:, :LEADING] * np.linalg.norm(loadings[:LEADING], axis=1), of)
+        standard = [centring.standardised(section).clip(-OUTLYING, OUTLYING) for section in sections]
+        axes = leading(standard, self.n_components)  # (d, q)
+        look = np.concatenate([part @ axes for part in standard])
+        variance = relative(np.concatenate([spot_variance(each.xy, centring.deviation(each)) for each in sections]))
+        z, loadings = self._factors(sections, centring, variance)
+        pool = _Pool(np.repeat(np.arange(len(sections)), centring.n_spots), np.random.default_rng(seed))
+        alike = likeness(centring.gene_mean)
+        frames = self._lay_over(
+            sections, pool.section, z[:, :LEADING] * np.linalg.norm(loadings[:LEADING], axis=1), alike
+        )
         placed = np.concatenate([frames.place(section.xy, each) for each, section in enumerate(sections)])
-        spots = Spots(placed, of, frames.frame[of], features @ axes)
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(y))[: self.n_anchors])
-        anchors = spots[chosen]
-        scale = np.median(pdist(anchors.look)) or 1.0
+        spots = Spots(placed, look, pool.section, frames.frame[pool.section], np.ones(len(look)))
         self._state: dict[str, NDArray[Any]] = {
             **centring.state(),
-            **vars(anchors),
             **{f"frames_{name}": value for name, value in vars(frames).items()},
             "axes": axes,
             "loadings": loadings,
-            "kinship": np.array([1.0, 0.0])[: min(len(sections), 2)],
             "lengths": np.array(self.lengths),
-            "feature_lengths": np.array(self.feature_lengths) * scale,
+            "feature_lengths": np.array(self.feature_lengths)
+            * (np.median(pdist(look[pool.draw(None, self.n_anchors)])) or 1.0),
         }
-        values, held_back = self._mix(spots, chosen, z, variance, progress=progress)
+        compared = relatives(frames.frame, alike)
+        kin = kinship(spots, z[:, :LEADING], variance, compared, self._mixtures(), draw=pool.draw)
+        _report(kin, centring.names)
+        self._state["kinship"] = kin
+        values, held_back = self._solve(spots, z, variance, pool, progress=progress)
         self._state |= values
-        return centring.expression(forget(y, z, loadings, held_back, centring.leverage()))
+        return self._expression(sections, centring, z, held_back)
 
     def predict(self, points: Section) -> NDArray[np.float32]:
         """Expression (m, g) at the points; of a section that was not fitted, from the look alone.
@@ -150,113 +137,123 @@ class Attention:
         frames = Frames(*(state[f"frames_{name}"] for name in Frames.__dataclass_fields__))
         base, section = centring.mean_of(points.name), centring.index(points.name)
         placed = frames.place(points.xy, section) if section >= 0 else points.xy
-        frame = frames.frame[section] if section >= 0 else -1
+        frame = frames.frame[section] if section >= 0 else UNSEEN
+        part = slice(*state["starts"][[section, section + 1]]) if section >= 0 else slice(state["starts"][-2], None)
+        anchors = Spots(*(state[f"anchor_{name}"][part] for name in Spots.__dataclass_fields__))
+        by_place, by_look = state["by_place"][:, part], state["by_look"][:, part]
+        heads = self._mixtures().heads
         predicted = np.empty((len(points), len(base)), dtype=np.float32)
         for rows, features in centring.chunks(points):
             look = features.clip(-OUTLYING, OUTLYING) @ state["axes"]
-            sections, frames_of = np.full(len(look), section), np.full(len(look), frame)
-            place, alike = self._heads(Spots(placed[rows], sections, frames_of, look))
-            z = (place @ state["by_place"]).sum(axis=(0, 1)) + (alike @ state["by_look"]).sum(axis=(0, 1))
-            if section >= 0:
-                z += state["level"][section]
+            here, lies = np.full(len(look), section), np.full(len(look), frame)
+            place, alike = heads(Spots(placed[rows], look, here, lies, np.ones(len(look))), anchors)
+            z = (place @ by_place).sum(axis=0) + (alike @ by_look).sum(axis=0) + state["level"][section]
             predicted[rows] = base + z @ state["loadings"]
         return predicted
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Anchors, their reduced features and their values in every head and factor."""
+        """Each section's anchors, their reduced features and their values in every head and factor."""
         return dict(self._state)
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up what :meth:`state` gave."""
         self._state = dict(state)
 
-    def _lay_over(self, xy: Floats, z: Floats, of: NDArray[np.int64]) -> Frames:
+    def _mixtures(self) -> Mixtures:
+        heads = Heads(self._state["lengths"], self._state["feature_lengths"], self.coherence)
+        return Mixtures(heads, self.looks, np.array(self.noises), self.power)
+
+    def _factors(self, sections: Sequence[Section], centring: Centring, variance: Floats) -> tuple[Floats, Floats]:
+        """Scores (n, f) of unit variance and loadings (f, g), spots weighted by precision."""
+        quiet = np.split(np.sqrt(variance)[:, None], np.cumsum(centring.n_spots)[:-1])
+        most = self.n_factors or (30 if len(variance) > 1000 else 15)
+        parts = (centring.deviation(section) / each for section, each in zip(sections, quiet, strict=True))
+        axes = leading(parts, most)
+        scores = np.concatenate([centring.deviation(section) @ axes for section in sections])
+        unit = np.sqrt((scores**2).mean(axis=0)) + TINY
+        return scores / unit, unit[:, None] * axes.T
+
+    def _lay_over(self, sections: Sequence[Section], of: NDArray[np.int64], z: Floats, alike: Floats) -> Frames:
         """Frames of the sections, each its own without coherence."""
-        frames = lay_over(xy, z, of)
-        if self.coherence > 0:
-            return frames
-        s = len(frames.frame)
-        return Frames(np.arange(s), np.tile(np.eye(2), (s, 1, 1)), np.zeros((s, 2)))
-
-    def _heads(self, points: Spots) -> tuple[Floats, Floats]:
-        """Attention over the anchors by place and by look, (k, h, m, j) each for k kinships of the sections."""
-        state = self._state
-        own = points.section[:, None] == state["section"]
-        kinship = state["kinship"][:, None, None]
-        near = np.where(own, 1.0, kinship * self.coherence) * (points.frame[:, None] == state["frame"])  # (k, m, j)
-        beside = np.where(own | (points.section[:, None] < 0), 1.0, kinship)  # a strange section has the look alone
-        away, unlike = cdist(points.xy, state["xy"]), cdist(points.look, state["look"])
-        place = np.stack([matern(away / length) for length in state["lengths"]])  # (h, m, j)
-        look = np.stack([gauss(unlike / length) for length in state["feature_lengths"]])
-        return near[:, None] * place, beside[:, None] * look
-
-    def _mix(
-        self, spots: Spots, chosen: NDArray[np.intp], z: Floats, variance: Floats, *, progress: bool
-    ) -> tuple[dict[str, Floats], Floats]:
-        """Solve every mixture of heads and weigh it; give the values (k, h, j, f) and held-back factors (n, f)."""
-        place, alike = self._heads(spots)
-        same = LEVEL * (spots.section[:, None] == self._state["section"])
-        mixtures = list(product(range(len(place)), range(place.shape[1]), range(alike.shape[1]), self.looks))
-        solved = [
-            self._solve((1 - look) * place[k, a] + look * alike[k, b] + same, chosen, z, variance)
-            for k, a, b, look in tqdm(mixtures, desc="attention", unit="mixture", disable=not progress)
-        ]
-        shares = softmax([evidence for evidence, _, _ in solved], axis=0)  # (mixtures, f)
-        by_place = np.zeros((*place.shape[:2], len(chosen), z.shape[1]))
-        by_look = np.zeros((*alike.shape[:2], len(chosen), z.shape[1]))
-        held_back = np.zeros_like(z)
-        for (k, a, b, look), share, (_, values, left_out) in zip(mixtures, shares, solved, strict=True):
-            by_place[k, a] += share * (1 - look) * values
-            by_look[k, b] += share * look * values
-            held_back += share * left_out
-        every = by_place.sum(axis=(0, 1)) + by_look.sum(axis=(0, 1))  # the level is part of all mixtures
-        own = self._state["section"] == np.arange(spots.section.max() + 1)[:, None]  # (s, j)
-        return {"by_place": by_place, "by_look": by_look, "level": LEVEL * (own @ every)}, held_back
+        if self.coherence <= 0:
+            return Frames.apart(len(sections))
+        pitch = np.array([np.nan if section.pitch_um is None else section.pitch_um for section in sections])
+        return lay_over(np.concatenate([section.xy for section in sections]), z, of, alike, pitch)
 
     def _solve(
-        self, kernel: Floats, chosen: NDArray[np.intp], z: Floats, variance: Floats
-    ) -> tuple[Floats, Floats, Floats]:
-        """Tempered log evidence (f,), values (j, f) and held-back factors (n, f), averaged over the noises.
+        self, spots: Spots, z: Floats, variance: Floats, pool: "_Pool", *, progress: bool
+    ) -> tuple[dict[str, NDArray[Any]], Floats]:
+        """Solve for each section, then for those that were not fitted; give anchors, values and held-back factors."""
+        kin, held_back = self._state["kinship"], np.empty_like(z)
+        mixtures, anchors, solved, level = self._mixtures(), [], [], []
+        listeners = [*range(len(kin)), *([UNSEEN] if len(kin) > 1 else [])]
+        bar = tqdm(total=len(listeners) * mixtures.n, desc="attention", unit="mixture", disable=not progress)
+        for one in listeners:
+            rows, chosen, heard = self._company(one, pool, kin)
+            company = replace(spots[rows], kinship=heard)
+            values, left_out = mixtures.solve(company, chosen, z[rows], variance[rows], bar.update)
+            own = np.flatnonzero(company.section == one)
+            held_back[rows[own]] = left_out[own]
+            anchors.append(company[chosen])
+            solved.append(values)
+            level.append(values.level(company.section[chosen], one))
+        bar.close()
+        state = {f"anchor_{name}": np.concatenate([vars(each)[name] for each in anchors]) for name in vars(spots)}
+        state["starts"] = np.cumsum([0, *map(len, anchors)])
+        state["by_place"] = np.concatenate([each.by_place for each in solved], axis=1)
+        state["by_look"] = np.concatenate([each.by_look for each in solved], axis=1)
+        state["level"] = np.array([*level[: len(kin)], np.zeros(z.shape[1])])  # the last: of the unseen
+        return state, held_back
 
-        ``kernel`` (n, j) is the mixed attention of all spots over the anchors, which are the rows ``chosen``.
-        """
-        quiet = np.sqrt(variance)[:, None]
-        noises = np.array(self.noises)
-        lower, _ = cho_factor(kernel[chosen] + JITTER * LEVEL * np.eye(len(chosen)), lower=True)
-        psi = solve_triangular(lower, kernel.T, lower=True).T / quiet  # (n, j)
-        k, b = np.linalg.eigh(psi.T @ psi)
-        psi, target = psi @ b, z / quiet
-        inverse = 1 / (k.clip(min=0)[:, None] + noises)  # (j, e)
-        rotated = psi.T @ target  # (j, f)
-        explained = (rotated**2).T @ inverse  # (f, e)
-        s2 = ((target**2).sum(axis=0)[:, None] - explained).clip(min=1e-12) / (noises * len(z))  # at its maximum
-        determinant = (len(z) - len(k)) * np.log(noises) - np.log(inverse).sum(axis=0)
-        evidence = -0.5 * self.power * (determinant + len(z) * np.log(s2))
-        share = softmax(evidence, axis=1)  # (f, e)
-        mixed = inverse @ share.T * rotated  # (j, f)
-        left = target[..., None] - np.stack([psi @ (rotated * each[:, None]) for each in inverse.T], axis=-1)
-        left_out = target - (left / (1 - psi**2 @ inverse).clip(min=1e-6)[:, None] * share).sum(axis=-1)  # (n, f)
-        return logsumexp(evidence, axis=1), solve_triangular(lower, b @ mixed, lower=True, trans=1), left_out * quiet
+    def _company(self, one: int, pool: "_Pool", kin: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+        """Rows that a section listens to, which of them are anchors, and the kinship (n,) of each."""
+        if one == UNSEEN:
+            heard = np.nanmean(np.where(np.eye(len(kin), dtype=bool), np.nan, kin), axis=1)
+            heard = heard / heard.max() if heard.max() > 0 else np.ones(len(kin))
+            rows = pool.fair(np.flatnonzero(heard >= HEARD), self.n_anchors)
+            return rows, np.arange(len(rows)), heard[pool.section[rows]]
+        others = np.flatnonzero((kin[one] >= HEARD) & (np.arange(len(kin)) != one))
+        own, beside = pool.draw(one), pool.fair(others, self.n_beside)
+        guests = min(len(beside), max(self.n_anchors // 4, self.n_anchors - len(own)))
+        rows = np.sort(np.concatenate([own, beside]))
+        chosen = np.concatenate([pool.draw(one, self.n_anchors - guests), pool.fair(others, guests)])
+        return rows, np.searchsorted(rows, np.sort(chosen)), kin[one][pool.section[rows]]
+
+    def _expression(
+        self, sections: Sequence[Section], centring: Centring, z: Floats, held_back: Floats
+    ) -> list[NDArray[np.float32]]:
+        """Held-back expression of the sections, each spot's share taken out of what was learnt of genes."""
+        found, loadings = [], self._state["loadings"]
+        for at, (section, end) in enumerate(zip(sections, np.cumsum(centring.n_spots), strict=True)):
+            rows = slice(end - len(section), end)
+            y = centring.deviation(section)
+            forgotten = forget(y, z[rows], loadings, held_back[rows], np.array(1 / len(section)), n=len(z))
+            found.append((forgotten + centring.gene_mean[at]).astype(np.float32))
+        return found
 
 
-def _spot_variance(xy: Floats, of: NDArray[np.int64], y: Floats) -> Floats:
-    """Variance (n,) of each spot about its neighbours' mean, relative to the geometric mean over all spots."""
-    variance = np.empty(len(y))
-    for rows in (np.flatnonzero(of == section) for section in np.unique(of)):
-        k = min(13, len(rows))
-        distance, near = cKDTree(xy[rows]).query(xy[rows], k=range(2, k + 1))  # from the second: not itself
-        weight = softmax(-(distance**2) / (2 * SMOOTHING**2), axis=1)
-        around = np.stack([share @ y[rows[others]] for share, others in zip(weight, near, strict=True)])
-        variance[rows] = ((y[rows] - around) ** 2).mean(axis=1)
-    variance = variance.clip(min=np.finfo(np.float64).tiny)
-    relative: Floats = variance / np.exp(np.log(variance).mean())
-    return relative.clip(1 / LOUDEST, LOUDEST)
+class _Pool:
+    """Spots of all sections, in one order by chance: the first few of it are a fair choice of any size."""
+
+    def __init__(self, section: NDArray[np.int64], rng: np.random.Generator) -> None:
+        self.section, self.order = section, rng.permutation(len(section))
+        self.by_section = [self.order[section[self.order] == each] for each in range(section.max() + 1)]
+
+    def draw(self, section: int | None, most: int | None = None) -> NDArray[np.intp]:
+        """Rows of a section, or of all together, in rising order."""
+        return np.sort((self.order if section is None else self.by_section[section])[:most])
+
+    def fair(self, sections: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+        """As many rows as there is room for, of each section as many, as far as it has them."""
+        of = [self.by_section[each] for each in sections]
+        turn = np.concatenate([np.empty(0, dtype=np.intp), *(np.arange(len(each)) for each in of)])
+        rows = np.concatenate([np.empty(0, dtype=np.intp), *of])
+        return np.sort(rows[np.argsort(turn, kind="stable")[:most]])
 
 
-def _factors(y: Floats, variance: Floats, n_factors: int) -> tuple[Floats, Floats]:
-    """Factors of y (n, g), spots weighted by precision: scores (n, f) of unit variance and loadings (f, g)."""
-    _, s, vt = np.linalg.svd(y / np.sqrt(variance)[:, None], full_matrices=False)
-    f = max(1, min(n_factors, int((s > RANK * s[0]).sum())))
-    scores = y @ vt[:f].T
-    unit = np.sqrt((scores**2).mean(axis=0)) + np.finfo(np.float64).tiny
-    return scores / unit, unit[:, None] * vt[:f]
+def _report(kin: Floats, names: Sequence[str]) -> None:
+    """Say which sections fit none of those that they were compared with."""
+    for one, name in enumerate(names):
+        beside = np.delete(kin[one], one)
+        if len(beside) and np.nanmax(beside) < STRANGER:
+            logger.warning("section %r fits none of the others (kinship %.2f): left apart", name, np.nanmax(beside))

@@ -97,7 +97,7 @@ class Gp:
             "axes": axes,
             "loadings": loadings,
         }
-        return centring.expression(forget(y, scores, loadings, held_back, centring.leverage()))
+        return centring.expression(forget(y, scores, loadings, held_back, centring.leverage(), n=len(y)))
 
     def predict(self, points: Section) -> NDArray[np.float32]:
         """Expression (m, g) at the points; of a section that was not fitted, from the look alone.
@@ -189,6 +189,8 @@ def forget(
     loadings: NDArray[np.float64],  # (f, g)
     held_back: NDArray[np.float64],  # (n, f)
     leverage: NDArray[np.float64],  # (n, 1), of the section means
+    *,
+    n: int,  # spots that the loadings were learnt from
 ) -> NDArray[np.float64]:
     """Expression (n, g) of held-back scores, with each spot's share taken out of the loadings and its section's mean.
 
@@ -196,7 +198,7 @@ def forget(
     the factors leave of y_i. Along the factors the level has already forgotten the mean; r is what it cannot reach.
     """
     rest = y - scores @ loadings
-    own = (held_back * scores).sum(axis=1, keepdims=True) / (len(y) - (scores**2).sum(axis=1, keepdims=True))
+    own = (held_back * scores).sum(axis=1, keepdims=True) / (n - (scores**2).sum(axis=1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):  # a spot alone in its section cannot be held back
         forgotten: NDArray[np.float64] = held_back @ loadings - rest * (own + leverage / (1 - leverage))
     return forgotten

@@ -77,7 +77,16 @@ class Pixels:
 def section_of(adata: "AnnData", place: _slide.Place, features_key: str, patches: Patches | None = None) -> Section:
     """One section's spots as models see them, without expression."""
     look = _slide.features(adata, features_key, place.rows) if features_key else None
-    return Section(name=place.known, xy=place.xy / place.pitch, features=look, patches=patches)
+    pitch = _pitch_um(adata, place, features_key)
+    return Section(name=place.known, xy=place.xy / place.pitch, features=look, patches=patches, pitch_um=pitch)
+
+
+def _pitch_um(adata: "AnnData", place: _slide.Place, features_key: str) -> float | None:
+    """Give the unit of a section's positions, where it is known at which scale its features were taken."""
+    try:
+        return place.pitch * _slide.description(adata, features_key, place.known, alone=False).mpp
+    except KeyError:  # features from elsewhere
+        return None
 
 
 def build(model: str, params: Mapping[str, Any] | None) -> Model:
