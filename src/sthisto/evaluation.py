@@ -413,14 +413,8 @@ def _measured(section: Section) -> NDArray[np.float32]:
 
 def _rows(section: Section, mask: Mask, *, with_expression: bool = False) -> Section:
     """Only some spots of a section; what is not to be learnt from is not handed on."""
-    kept, patches = np.flatnonzero(mask), section.patches
-    return replace(
-        section,
-        xy=section.xy[kept],
-        features=None if section.features is None else section.features[kept],
-        expression=_measured(section)[kept] if with_expression else None,
-        patches=None if patches is None else lambda wanted: patches(kept[wanted]),
-    )
+    whole = replace(section, expression=_measured(section) if with_expression else None)
+    return whole.keep(np.flatnonzero(mask))
 
 
 @contextmanager

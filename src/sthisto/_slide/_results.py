@@ -24,16 +24,21 @@ def gene_columns(adata: AnnData, genes: NDArray[np.str_]) -> NDArray[np.intp]:
     return columns
 
 
-def write_prediction(
-    adata: AnnData, key: str, genes: NDArray[np.str_], mean: NDArray[np.float32], std: NDArray[np.float32]
+def write_prediction(  # noqa: PLR0917  the parts of a prediction
+    adata: AnnData,
+    key: str,
+    genes: NDArray[np.str_],
+    mean: NDArray[np.float32],
+    beside: Mapping[str, NDArray[np.float32]],
+    far: NDArray[np.bool_],
 ) -> None:
-    """Put prediction and spread (n, g) into layers over all genes, NaN where a gene is not modelled."""
+    """Put prediction and what stands beside it (n, g) into layers over all genes, NaN where a gene is not modelled."""
     columns = gene_columns(adata, genes)
     layers = {}
-    for name, values in ((key, mean), (f"{key}_std", std)):
+    for name, values in ((key, mean), *((f"{key}_{name}", values) for name, values in beside.items())):
         layers[name] = np.full(adata.shape, np.nan, dtype=np.float32)
         layers[name][:, columns] = values
-    write(adata, layers=layers, var={f"{key}_modelled": adata.var_names.isin(genes)})
+    write(adata, layers=layers, var={f"{key}_modelled": adata.var_names.isin(genes)}, obs={f"{key}_far": far})
 
 
 def points_obs(adata: AnnData, fit: Fit, places: Mapping[str, Place], laid: Mapping[str, Points]) -> pd.DataFrame:
@@ -66,7 +71,7 @@ def new_slide(  # noqa: PLR0917  the parts of an AnnData
     like: AnnData,
     genes: NDArray[np.str_],
     mean: NDArray[np.float32],
-    std: NDArray[np.float32],
+    layers: Mapping[str, NDArray[np.float32]],
     obs: pd.DataFrame,
     xy: NDArray[np.float64],
     diameters: Mapping[str, float] | None = None,
@@ -74,7 +79,7 @@ def new_slide(  # noqa: PLR0917  the parts of an AnnData
     """Make an AnnData of predictions that plots, clusters and concatenates like a measured one."""
     own = like.var.drop(columns=[name for name in like.var if str(name).endswith("_modelled")])
     var = own.reindex(genes) if pd.Index(genes).isin(like.var_names).all() else pd.DataFrame(index=pd.Index(genes))
-    made = AnnData(X=mean, obs=obs, var=var, obsm={"spatial": np.asarray(xy)}, layers={"std": std})
+    made = AnnData(X=mean, obs=obs, var=var, obsm={"spatial": np.asarray(xy)}, layers=dict(layers))
     spatial = like.uns.get("spatial", {})
     kept = {name: deepcopy(spatial[name]) for name in spatial if diameters is None or name in diameters}
     for library, entry in kept.items():

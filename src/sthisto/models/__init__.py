@@ -5,7 +5,7 @@ nothing of AnnData, keeps all it needs for prediction in :meth:`Model.state`, an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Literal, Protocol
 
@@ -28,6 +28,17 @@ class Section:
 
     def __len__(self) -> int:
         return len(self.xy)
+
+    def keep(self, rows: NDArray[np.intp]) -> "Section":
+        """Only some of the rows, with all that is known of them."""
+        patches = self.patches
+        return replace(
+            self,
+            xy=self.xy[rows],
+            features=None if self.features is None else self.features[rows],
+            expression=None if self.expression is None else self.expression[rows],
+            patches=None if patches is None else lambda wanted: patches(rows[wanted]),
+        )
 
 
 class Model(Protocol):

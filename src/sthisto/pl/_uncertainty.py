@@ -56,8 +56,8 @@ def uncertainty(  # noqa: PLR0913  options of a picture, all with defaults
     key
         Name of the fit, where ``adata`` holds the spots: ``layers[f"{key}_std"]`` is drawn.
     far
-        Boolean ``obs`` column of the points that are far from anything seen, which are struck through; ``None``: none
-        are. A table without the column has none.
+        Boolean ``obs`` column of the points that are far from anything seen, which are struck through; of spots
+        ``f"{key}_{far}"``. ``None``: none are. A table without the column has none.
     library, library_key, image, cmap, vmin, vmax, ncols, scale_bar, ax
         As in :func:`sthisto.pl.genes`.
     show, save, return_fig
@@ -89,7 +89,7 @@ def uncertainty(  # noqa: PLR0913  options of a picture, all with defaults
     names = gene_names(genes, adata)
     unit = RELATIVE if relative else STD
     content = {
-        name: [_map(adata, rows, names, _layers(adata, key), unit, name, far)]
+        name: [_map(adata, rows, names, _layers(adata, key), unit, name, (far, f"{key}_{far}"))]
         for name, rows in sections_of(adata, library, library_key).items()
     }
     sheet = lay_out(
@@ -131,7 +131,7 @@ def _map(  # noqa: PLR0917  private, called once
     layers: tuple[str | None, str],
     unit: str,
     library: str,
-    far: str | None,
+    far: tuple[str | None, str],
 ) -> Map:
     """Cut the standard deviations of one section out."""
     mean, spread = layers
@@ -143,7 +143,6 @@ def _map(  # noqa: PLR0917  private, called once
     return Map("uncertainty", unit, places_of(adata, rows, library), values, _far(adata, rows, far))
 
 
-def _far(adata: AnnData, rows: Rows, column: str | None) -> NDArray[np.bool_] | None:
-    if column is None or column not in adata.obs:
-        return None
-    return np.asarray(adata.obs[column].to_numpy(dtype=bool)[rows])
+def _far(adata: AnnData, rows: Rows, columns: tuple[str | None, str]) -> NDArray[np.bool_] | None:
+    found = [column for column in columns if columns[0] is not None and column in adata.obs]
+    return np.asarray(adata.obs[found[0]].to_numpy(dtype=bool)[rows]) if found else None

@@ -1,6 +1,6 @@
 """Learn expression from tissue."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto import _slide
-from sthisto.models import MODELS, reads_pixels
-from sthisto.uncertainty import Spread
+from sthisto.models import MODELS, Model, Section, reads_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, build, section_of
+from sthisto.tl._trust import Trust
 
 
 @_slide.takes_spatialdata
@@ -129,7 +129,15 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         for place, expression, each in zip(places.values(), measured, pixels, strict=True)
     ]
     heldback = built.fit(sections, seed=random_state, device=device or "", progress=progress)
-    spread = Spread.fit(np.concatenate(measured), np.concatenate(heldback))
+
+    def again(parts: Sequence[Section]) -> Model | None:
+        if spec.iterative or sum(map(len, parts)) < spec.min_spots:
+            return None
+        other = build(model, settings)
+        other.fit(parts, seed=random_state, device=device or "", progress=False)
+        return other
+
+    trust = Trust.fit(sections, heldback, with_features="features" in spec.inputs, again=again, seed=random_state)
     rows = np.concatenate([place.rows for place in places.values()])
     record = _slide.Fit(
         model=model,
@@ -143,7 +151,7 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         pitch=np.array([place.pitch for place in places.values()]),
         spots=adata.obs_names[rows].to_numpy().astype(str),
         xy=np.concatenate([place.xy for place in places.values()]),
-        arrays={**built.state(), **spread.state(), **Pixels.state(pixels)},
+        arrays={**built.state(), **trust.state(), **Pixels.state(pixels)},
         history=built.history,
     )
     _slide.write_fit(adata, key_added, record)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthisto import _slide
-from sthisto.uncertainty import Spread
+from sthisto.uncertainty import Looked, check_level
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, restore, section_of
+from sthisto.tl._trust import Trust
 
 
 @_slide.takes_spatialdata
@@ -24,6 +25,7 @@ def predict(
     library_key: str | None = None,
     features_key: str | None = None,
     image: Any = None,
+    interval: float | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
 ) -> "AnnData | None":
@@ -47,6 +49,8 @@ def predict(
         Features in ``obsm``; ``None`` takes the name used in ``fit``.
     image
         Picture for models that read pixels, as in :func:`fit`; ``None`` takes the one used there.
+    interval
+        Also give bounds that hold a new measurement with this probability, such as 0.9.
     table_key, image_key
         Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
@@ -57,7 +61,13 @@ def predict(
     ``layers[key]``, ``layers[f"{key}_std"]`` : (n, n_vars) float32, the expression and the standard deviation of a new
     measurement of it; NaN for genes that are not modelled, which ``var[f"{key}_modelled"]`` tells
 
-    With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``.
+    ``layers[f"{key}_low"]``, ``layers[f"{key}_high"]`` : the bounds, with ``interval``
+
+    ``obs[f"{key}_far"]`` : whether a spot is far from anything seen: further from training spots than predictions were
+    tested at, or of a look that is unlike theirs
+
+    With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``, ``layers["low"]``,
+    ``layers["high"]``, ``obs["far"]``.
 
     Raises
     ------
@@ -66,8 +76,8 @@ def predict(
     FileNotFoundError
         The image file is not where it was.
     ValueError
-        State that is damaged, newer, or of other genes or spots; features of another length; a section never fitted,
-        with a model that reads no image.
+        State that is damaged, older or newer, or of other genes or spots; features of another length; a section never
+        fitted, with a model that reads no image; ``interval`` that is no probability.
 
     Examples
     --------
@@ -79,8 +89,10 @@ def predict(
     >>> sthisto.tl.predict(stained, reference=measured, library_key="library").shape == stained.shape
     True
     """
+    if interval is not None:
+        check_level(interval)
     found = _slide.read_fit(adata if reference is None else reference, key)
-    fitted, spread = restore(found), Spread.restore(found.arrays)
+    fitted, trust = restore(found), Trust.restore(found)
     record_key = features_key or found.features_key or "X_histo"
     features_key = record_key if found.features_key else ""
     if reference is None:
@@ -90,12 +102,16 @@ def predict(
         stained = _slide.places(adata, library_key)
         places = {name: replace(place, known=_slide.UNSEEN) for name, place in stained.items()}
     mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
+    distance, unlike = np.empty(adata.n_obs), np.empty(adata.n_obs)
     for name, place in places.items():
         pixels = Pixels.again(adata, found, name, place, image, record_key)
-        patches = pixels.around(place.xy, fitted) if pixels else None
-        mean[place.rows] = fitted.predict(section_of(adata, place, features_key, patches))
+        section = section_of(adata, place, features_key, pixels.around(place.xy, fitted) if pixels else None)
+        mean[place.rows], seen = fitted.predict(section), trust.look(section)
+        distance[place.rows], unlike[place.rows] = seen.distance, seen.unlike
     np.maximum(mean, 0, out=mean)
+    looked = Looked(distance, unlike)
+    layers, far = trust.layers(mean, looked, interval), trust.far(looked)
     if reference is None:
-        _slide.write_prediction(adata, key, found.genes, mean, spread(mean))
+        _slide.write_prediction(adata, key, found.genes, mean, layers, far)
         return None
-    return _slide.new_slide(adata, found.genes, mean, spread(mean), adata.obs.copy(), adata.obsm["spatial"])
+    return _slide.new_slide(adata, found.genes, mean, layers, adata.obs.assign(far=far), adata.obsm["spatial"])

@@ -10,13 +10,14 @@ from sthisto import _slide, encoders, grids
 from sthisto.encoders._encode import encode
 from sthisto.images import check_scale
 from sthisto.models import Model, Section
-from sthisto.uncertainty import Spread
+from sthisto.uncertainty import Looked, check_level
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, restore
+from sthisto.tl._trust import Trust
 
 
 @_slide.takes_spatialdata
@@ -29,6 +30,7 @@ def upsample(  # noqa: PLR0913  all with defaults
     encoder: str | encoders.Encoder | None = None,
     max_distance: float | None = None,
     key: str = "sthisto",
+    interval: float | None = None,
     batch_size: int = 64,
     device: str | None = None,
     progress: bool = True,
@@ -63,6 +65,8 @@ def upsample(  # noqa: PLR0913  all with defaults
         enough that the map has no gaps between neighbouring spots; given points are all kept.
     key
         Name of the fit.
+    interval
+        Also give bounds that hold a new measurement with this probability, such as 0.9.
     batch_size
         Patches described at once.
     device
@@ -77,9 +81,11 @@ def upsample(  # noqa: PLR0913  all with defaults
     Returns
     -------
     AnnData, one row a point: ``X`` (m, g) float32, non-negative, on the scale of the training expression;
-    ``layers["std"]`` the standard deviation of a new measurement; ``obsm["spatial"]`` full-resolution pixels;
-    ``obs["array_row"]``, ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
+    ``layers["std"]`` the standard deviation of a new measurement, and with ``interval`` its bounds ``layers["low"]``
+    and ``layers["high"]``; ``obsm["spatial"]`` full-resolution pixels; ``obs["array_row"]``,
+    ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
     ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot sits there;
+    ``obs["far"]``, whether the point is far from anything seen, in place or look (as in :func:`predict`);
     ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
     ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
 
@@ -95,7 +101,7 @@ def upsample(  # noqa: PLR0913  all with defaults
         The image file is not where it was.
     ValueError
         No lattice to refine, no point in reach, points outside the image, features of another length, state that is
-        damaged or of another object.
+        damaged, older, newer or of another object; ``interval`` that is no probability.
 
     References
     ----------
@@ -111,8 +117,10 @@ def upsample(  # noqa: PLR0913  all with defaults
     >>> dense.n_obs > 3 * adata.n_obs
     True
     """
+    if interval is not None:
+        check_level(interval)
     found = _slide.read_fit(adata, key)
-    fitted, spread = restore(found), Spread.restore(found.arrays)
+    fitted, trust = restore(found), Trust.restore(found)
     places = _slide.fitted_places(adata, found)
     if len(places) > 1 and not isinstance(grid, int | np.integer):
         raise ValueError(f"points lie in one section, but adata holds {len(places)} ({', '.join(places)}): pass one.")
@@ -124,17 +132,16 @@ def upsample(  # noqa: PLR0913  all with defaults
         looks = _looks(
             adata, found, places, laid, image, encoder, batch_size=batch_size, device=device, progress=progress
         )
-    mean = np.concatenate(
-        [
-            fitted.predict(_points(adata, found, fitted, name, places[name], points, look, image))
-            for (name, points), look in zip(laid.items(), looks, strict=True)
-        ]
-    )
-    np.maximum(mean, 0, out=mean)
-    obs = _slide.points_obs(adata, found, places, laid)
+    means, looked = [], []
+    for (name, points), look in zip(laid.items(), looks, strict=True):
+        section = _points(adata, found, fitted, name, places[name], points, look, image)
+        means.append(np.maximum(fitted.predict(section), 0))
+        looked.append(trust.look(section))
+    mean, seen = np.concatenate(means), Looked.join(looked)
+    obs = _slide.points_obs(adata, found, places, laid).assign(far=trust.far(seen))
     xy = np.concatenate([points.xy for points in laid.values()])
     diameters = {name: points.pitch for name, points in laid.items()}
-    return _slide.new_slide(adata, found.genes, mean, spread(mean), obs, xy, diameters)
+    return _slide.new_slide(adata, found.genes, mean, trust.layers(mean, seen, interval), obs, xy, diameters)
 
 
 def _points(  # noqa: PLR0917  private, called once

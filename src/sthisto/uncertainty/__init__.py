@@ -6,10 +6,10 @@ on unusual tissue, :class:`Outcomes` the whole distribution, which is not normal
 :class:`Calibration` is the three together, :class:`Familiar` says how unusual a tissue looks. Plain arrays throughout.
 """
 
-from sthisto.uncertainty._calibration import Calibration, HeldBack, check_level
+from sthisto.uncertainty._calibration import Calibration, HeldBack, Looked, check_level
 from sthisto.uncertainty._familiar import Familiar
 from sthisto.uncertainty._outcomes import Outcomes
 from sthisto.uncertainty._reach import Reach
 from sthisto.uncertainty._spread import Spread
 
-__all__ = ["Calibration", "Familiar", "HeldBack", "Outcomes", "Reach", "Spread", "check_level"]
+__all__ = ["Calibration", "Familiar", "HeldBack", "Looked", "Outcomes", "Reach", "Spread", "check_level"]

@@ -1,6 +1,6 @@
 """Standard deviations, intervals and probabilities of new measurements, from predictions that were held back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,20 +17,43 @@ Means = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What makes points hard to predict."""
+
+    distance: Floats  # (m,) pitches to the nearest spot that was learnt from; infinite in a section without any
+    unlike: Floats  # (m,) how unusual the tissue looks, 1 as usual
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> "Looked":
+        return Looked(self.distance[rows], self.unlike[rows])
+
+    @classmethod
+    def join(cls, parts: "Iterable[Looked]") -> "Looked":
+        """Pool the points of several sections."""
+        distance, unlike = zip(*((part.distance, part.unlike) for part in parts), strict=True)
+        return cls(np.concatenate(distance), np.concatenate(unlike))
+
+
+@dataclass(frozen=True)
 class HeldBack:
     """Spots that were predicted without having been learnt from; rows of NaN were not."""
 
     measured: Means  # (n, g)
     predicted: Means  # (n, g)
-    distance: Floats  # (n,) pitches to the nearest spot that was learnt from
-    unlike: Floats  # (n,) how unusual the tissue looks, 1 as usual
+    looked: Looked
+
+    @classmethod
+    def join(cls, parts: "Sequence[HeldBack]") -> "HeldBack":
+        """Pool the spots of several sections."""
+        return cls(
+            np.concatenate([part.measured for part in parts]),
+            np.concatenate([part.predicted for part in parts]),
+            Looked.join(part.looked for part in parts),
+        )
 
     def there(self) -> "HeldBack":
         """Only the rows that were predicted, without negative values: predictions have none."""
-        rows = np.isfinite(self.predicted).all(axis=1)
-        return HeldBack(
-            self.measured[rows], np.maximum(self.predicted[rows], 0), self.distance[rows], self.unlike[rows]
-        )
+        rows = np.flatnonzero(np.isfinite(self.predicted).all(axis=1))
+        return HeldBack(self.measured[rows], np.maximum(self.predicted[rows], 0), self.looked[rows])
 
 
 @dataclass(frozen=True)
@@ -41,9 +64,9 @@ class Calibration:
     --------
     >>> rng = np.random.default_rng(0)
     >>> rate = rng.uniform(0.5, 2, (300, 20)).astype(np.float32)
-    >>> near, usual = np.ones(300), np.ones(300)
-    >>> calibration = Calibration.fit(HeldBack(rng.poisson(rate).astype(np.float32), rate, near, usual))
-    >>> low, high = calibration.interval(rate[:2], near[:2], usual[:2], 0.9)
+    >>> near = Looked(np.ones(300), np.ones(300))
+    >>> calibration = Calibration.fit(HeldBack(rng.poisson(rate).astype(np.float32), rate, near))
+    >>> low, high = calibration.interval(rate[:2], near[:2], 0.9)
     >>> bool((low <= rate[:2]).all() and (rate[:2] <= high).all())
     True
     """
@@ -66,39 +89,26 @@ class Calibration:
         spread = Spread.fit(left_out.measured, np.maximum(left_out.predicted, 0))
         left_out = left_out.there()
         parts = [left_out] if blocks is None else [left_out, blocks.there()]
-        squared = [((part.measured - part.predicted) / spread(part.predicted)) ** 2 for part in parts]
-        missed = ((left_out.measured - left_out.predicted) ** 2).mean(axis=0, dtype=np.float64)
-        varied = left_out.measured.var(axis=0, dtype=np.float64)
-        explained = np.divide(varied, missed, out=np.ones_like(varied), where=missed > 0) - 1
+        every = HeldBack.join(parts).looked
         reach = Reach.fit(
-            np.concatenate(squared).astype(np.float64),
-            np.concatenate([part.distance for part in parts]),
-            np.concatenate([part.unlike for part in parts]),
-            np.maximum(explained, 0),
-            float(np.median(left_out.distance)),
+            np.concatenate([_squared(part, spread) for part in parts]),
+            every.distance,
+            every.unlike,
+            _explained(left_out),
+            float(np.median(left_out.looked.distance)),
         )
-        wider = np.sqrt(reach(left_out.distance, left_out.unlike))
+        wider = np.sqrt(reach(left_out.looked.distance, left_out.looked.unlike))
         outcomes = Outcomes.fit(left_out.measured.astype(np.float64), left_out.predicted.astype(np.float64), wider)
         return cls(spread, reach, outcomes)
 
-    def std(self, mean: Means, distance: Floats, unlike: Floats) -> Means:
-        """Give the standard deviation (m, g) of a new measurement.
-
-        Parameters
-        ----------
-        mean
-            (m, g) predicted.
-        distance
-            (m,) pitches to the nearest measured spot; infinite in a section that has none.
-        unlike
-            (m,) how unusual the tissue looks, 1 as usual.
-        """
-        [std] = self._by_rows(
-            mean, distance, unlike, 1, lambda part, wider: [self.spread(part.astype(np.float32)) * wider]
-        )
+    def std(self, mean: Means, looked: Looked) -> Means:
+        """Give the standard deviation (m, g) of a new measurement where the means (m, g) are predicted."""
+        std = np.empty(mean.shape, dtype=np.float32)
+        for rows, wider in self._rows(looked):
+            std[rows] = self.spread(mean[rows]) * wider
         return std
 
-    def interval(self, mean: Means, distance: Floats, unlike: Floats, level: float) -> tuple[Means, Means]:
+    def interval(self, mean: Means, looked: Looked, level: float) -> tuple[Means, Means]:
         """Give bounds (m, g) that hold a new measurement with probability ``level``, as much missing on either side.
 
         Raises
@@ -107,18 +117,15 @@ class Calibration:
             A level that is no probability, or above 0.998.
         """
         check_level(level)
-        low, high = self._by_rows(
-            mean,
-            distance,
-            unlike,
-            2,
-            lambda part, wider: [self.outcomes.quantile(p, part, wider) for p in ((1 - level) / 2, (1 + level) / 2)],
-        )
+        low, high = (np.empty(mean.shape, dtype=np.float32) for _ in range(2))
+        for rows, wider in self._rows(looked):
+            for bound, p in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
+                bound[rows] = self.outcomes.quantile(p, mean[rows].astype(np.float64), wider)
         return low, high
 
-    def cumulative(self, values: Means, mean: Means, distance: Floats, unlike: Floats) -> tuple[Floats, Floats]:
+    def cumulative(self, values: Means, mean: Means, looked: Looked) -> tuple[Floats, Floats]:
         """Give the probability (m, g) to measure less than the values, and that or less."""
-        wider = np.sqrt(self.reach(distance, unlike))
+        wider = np.sqrt(self.reach(looked.distance, looked.unlike))
         return self.outcomes.cumulative(values.astype(np.float64), mean.astype(np.float64), wider)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -130,22 +137,26 @@ class Calibration:
         """Undo :meth:`state`; other entries are left alone."""
         return cls(Spread.restore(state), Reach.restore(state), Outcomes.restore(state))
 
-    def _by_rows(
-        self,
-        mean: Means,
-        distance: Floats,
-        unlike: Floats,
-        n: int,
-        give: Callable[[Floats, Floats], list[NDArray[np.floating]]],
-    ) -> list[Means]:
-        """Arrays (m, g), some rows at a time: the steps between are in float64."""
-        arrays = [np.empty(mean.shape, dtype=np.float32) for _ in range(n)]
-        for start in range(0, len(mean), CHUNK):
+    def _rows(self, looked: Looked) -> Iterator[tuple[slice, Floats]]:
+        """Rows, a few at a time as the steps between are in float64, and how much wider (m, g) the spread is there."""
+        for start in range(0, len(looked.distance), CHUNK):
             rows = slice(start, start + CHUNK)
-            wider = np.sqrt(self.reach(distance[rows], unlike[rows]))
-            for array, part in zip(arrays, give(mean[rows].astype(np.float64), wider), strict=True):
-                array[rows] = part
-        return arrays
+            yield rows, np.sqrt(self.reach(looked.distance[rows], looked.unlike[rows]))
+
+
+def _squared(part: HeldBack, spread: Spread) -> Floats:
+    """Squared residuals (n, g) in units of the variance; 1 where a gene has none."""
+    variance = spread(part.predicted).astype(np.float64) ** 2
+    squared: Floats = (part.measured - part.predicted).astype(np.float64) ** 2
+    return np.divide(squared, variance, out=np.ones_like(variance), where=variance > 0)
+
+
+def _explained(left_out: HeldBack) -> Floats:
+    """Variance (g,) that the model explains next to measured spots, relative to what it leaves."""
+    missed = ((left_out.measured - left_out.predicted) ** 2).mean(axis=0, dtype=np.float64)
+    varied = left_out.measured.var(axis=0, dtype=np.float64)
+    explained: Floats = np.divide(varied, missed, out=np.ones_like(varied), where=missed > 0) - 1
+    return np.maximum(explained, 0)
 
 
 def check_level(level: float) -> None:

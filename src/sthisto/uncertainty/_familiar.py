@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 COMPONENTS = 20
 NEIGHBOURS = 5
-MOST_SPOTS = 4000  # looked up among; the cost of a dense map is this times its points
+MOST_SPOTS = 2000  # looked up among; the cost of a dense map is this times its points
 USUAL = 0.99  # share of the training spots that are not unusual
 CHUNK = 1024
 
@@ -46,13 +46,16 @@ class Familiar:
     @classmethod
     def fit(cls, features: Sequence[NDArray[np.float32]], *, seed: int) -> "Familiar":
         """Take up the features (n, d) of the training spots, section by section."""
-        scalings = [_scaling(part) for part in features]
-        parts = [(part - mean) * scale for part, (mean, scale) in zip(features, scalings, strict=True)]
+        scalings, random = [_scaling(part) for part in features], np.random.default_rng(seed)
+        most = -(-MOST_SPOTS // len(features))
+        parts = []
+        for part, (mean, scale) in zip(features, scalings, strict=True):
+            chosen = np.sort(random.permutation(len(part))[:most])
+            parts.append((part[chosen] - mean) * scale)
         standard = np.concatenate(parts)
         # Contiguous, as it comes back from a file: another memory layout can change the last bit of a product.
-        axes = np.ascontiguousarray(np.linalg.svd(standard, full_matrices=False)[2][:COMPONENTS].T)
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(standard))[:MOST_SPOTS])
-        looks = standard[chosen] @ axes
+        axes = np.ascontiguousarray(np.linalg.eigh(standard.T @ standard)[1][:, : -COMPONENTS - 1 : -1])
+        looks = standard @ axes
         distance = _distance(looks, looks, skip=1)
         usual = float(np.median(distance)) or 1.0
         limit = float(np.quantile(distance, USUAL, method="higher")) / usual
@@ -99,7 +102,7 @@ class Familiar:
 def _distance(looks: Floats, known: Floats, skip: int) -> Floats:
     """Mean distance (m,) to the nearest of the known looks, without the first ``skip``."""
     last = min(skip + NEIGHBOURS, len(known)) - 1
-    near = np.partition(cdist(looks, known), range(last + 1), axis=1)[:, skip : last + 1]
+    near = np.sort(np.partition(cdist(looks, known), last, axis=1)[:, : last + 1], axis=1)[:, skip:]
     mean: Floats = near.mean(axis=1)
     return mean
 
