@@ -121,10 +121,9 @@ def draw_section(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> dic
 
 def draw_domains(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> Figure:
     """Domains found on what was measured, denoised and predicted, beside the known labels where there are any."""
-    for key, table, layer in (("measured", adata, None), ("denoised", adata, "sthisto"), ("denoised", dense, None)):
-        n = plan.n_domains
-        sthisto.tl.spatial_domains(table, method, n, layer=layer, key_added=key, progress=False)
-    keys = ["measured", "denoised"]
+    keys = ["of measured", "of denoised"]  # not "measured": the dense table has a column of that name
+    for key, table, layer in ((keys[0], adata, None), (keys[1], adata, "sthisto"), (keys[1], dense, None)):
+        sthisto.tl.spatial_domains(table, method, plan.n_domains, layer=layer, key_added=key, progress=False)
     return sthisto.pl.domains(adata, keys, reference=plan.reference, dense=dense, return_fig=True)
 
 

@@ -1,10 +1,14 @@
 """The tutorials run from the first cell to the last, so that they cannot rot."""
 
+import base64
 import importlib.util
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 HERE = Path(__file__).parents[1] / "tutorials"
 TUTORIALS = sorted(HERE.glob("*.ipynb"))
@@ -15,6 +19,11 @@ def load_script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def pictures(output):
+    """Types of the pictures of an output."""
+    return [kind for kind in output.get("data", {}) if kind.startswith("image/")]
 
 
 def read(path):
@@ -32,7 +41,7 @@ def test_a_tutorial_runs(path, tmp_path, monkeypatch):
     counts = [cell.execution_count for cell in run.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
     outputs = [output for cell in run.cells for output in cell.get("outputs", ())]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any(pictures(output) for output in outputs)
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
@@ -45,6 +54,39 @@ def test_a_tutorial_shows_what_it_gives(path):
     assert not [output for output in outputs if output.get("name") == "stderr"]
     text = "".join(str(output.get("text", output.get("data", {}).get("text/plain"))) for output in outputs)
     assert not any(folder in text for folder in ("/home/", "/root/", "/tmp/", "/Users/"))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_shows_pictures_and_they_are_small(path):
+    sizes = [
+        len(output.data[kind])
+        for cell in read(path).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        for kind in pictures(output)
+    ]
+    assert sizes
+    assert max(sizes) < 300_000
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_large_pictures_are_kept_as_jpeg(busy):
+    pixels = (
+        np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8) if busy else np.zeros((9, 9, 3), np.uint8)
+    )
+    drawn = BytesIO()
+    Image.fromarray(pixels).save(drawn, "PNG")
+    shown = {"image/png": base64.b64encode(drawn.getvalue()).decode(), "text/plain": "<Figure>"}
+    load_script().lighten(shown)
+    assert list(shown) == (["text/plain", "image/jpeg"] if busy else ["image/png", "text/plain"])
+    kept = Image.open(BytesIO(base64.b64decode(shown["image/jpeg" if busy else "image/png"])))
+    assert kept.size == pixels.shape[:2]
+
+
+def test_outputs_without_a_picture_stay():
+    shown = {"text/plain": "3"}
+    load_script().lighten(shown)
+    assert shown == {"text/plain": "3"}
 
 
 def test_there_are_five():

@@ -8,18 +8,23 @@ makes a synthetic section in its place, and nothing is kept: so the tests run it
 """
 
 import argparse
+import base64
 import os
 import time
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from PIL import Image
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"
 LIMIT = 600  # seconds of one cell, on a crowded machine
+LARGE = 100_000  # bytes of a picture; above, which means it shows tissue, it is kept as JPEG
+QUALITY = 85
 INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the notebook, whatever the caller draws on
 
 
@@ -37,7 +42,19 @@ def execute(tutorial: NotebookNode, folder: Path, *, synthetic: bool) -> Noteboo
         cell.metadata.pop("execution", None)  # times of day, different in every run
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
+            for output in cell.outputs:
+                lighten(output.get("data", {}))
     return run
+
+
+def lighten(shown: dict[str, str]) -> None:
+    """Keep a large picture as JPEG, a fifth of the size: notebooks live in the repository."""
+    drawn = base64.b64decode(shown.get("image/png", ""))
+    if len(drawn) > LARGE:
+        smaller = BytesIO()
+        Image.open(BytesIO(drawn)).convert("RGB").save(smaller, "JPEG", quality=QUALITY, optimize=True)
+        shown["image/jpeg"] = base64.b64encode(smaller.getvalue()).decode()
+        del shown["image/png"]
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    0, or 2 where the input was wrong, or 130 where the run was interrupted.
+    0, or 2 where the input was wrong, or 130 where the run was interrupted; of ``batch`` 1 where some sections failed.
 
     Raises
     ------
@@ -57,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
     told = {"command": args.command, "version": __version__, **summary, "seconds": job.seconds}
     print(json.dumps(told) if args.json else text)
-    return 0
+    return job.exit_code

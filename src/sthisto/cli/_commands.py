@@ -28,7 +28,7 @@ from sthisto.cli._steps import (
 
 def run_features(job: Job) -> tuple[dict[str, Any], str]:
     check_output(job.args.output, ".h5ad")
-    adata = read(job)
+    adata = read(job.args.section, job)
     extract(adata, job)
     write(adata, job.args.output, job)
     n, d = adata.obsm[FEATURES].shape
@@ -41,7 +41,7 @@ def run_fit(job: Job) -> tuple[dict[str, Any], str]:
         raise ValueError("nowhere to write to: name a section to write with -o, a model with --save, or both.")
     for path, suffix in ((args.output, ".h5ad"), (args.save, ".safetensors")):
         check_output(path, suffix)
-    adata = read(job)
+    adata = read(args.section, job)
     learn(adata, job, prepare(adata, job))
     written = [str(path) for path in (args.output, args.save) if path is not None]
     if args.output is not None:
@@ -59,7 +59,7 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
     show = _drawing(args)
     check_output(args.output, ".h5ad")
     check_output(args.picture, *PICTURES)
-    adata = read(job)
+    adata = read(args.section, job)
     if show:
         _slide.genes_to_model(adata, show)  # a misspelt gene is told before the work
     fits = adata.uns.get("sthisto", {}).get("fit", {})
@@ -91,7 +91,7 @@ def run_evaluate(job: Job) -> tuple[dict[str, Any], str]:
     args = job.args
     check_output(args.output, ".csv")
     check_output(args.picture, *PICTURES)
-    adata = read(job)
+    adata = read(args.section, job)
     models = names_in(args.models)
     unknown = sorted(set(models) - set(MODELS))
     if unknown:

@@ -1,6 +1,5 @@
 """Files read and written, whole or not at all."""
 # ruff: noqa: PLC0415  --help and mistakes in the options are answered without loading scanpy or matplotlib
-# ruff: noqa: PLC0415  --help and mistakes in the options are answered without loading scanpy or matplotlib
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,11 @@ from sthisto.cli._job import Job, logger
 PICTURES = (".jpg", ".pdf", ".png", ".svg")
 
 
-def read(job: Job) -> "AnnData":
+def read(path: Path, job: Job) -> "AnnData":
     """Read a section, with gene names made unique."""
     import h5py
     from anndata import read_h5ad
 
-    path = job.args.section
     if not path.exists():
         raise FileNotFoundError(f"no file {path}.")
     if not h5py.is_hdf5(path):

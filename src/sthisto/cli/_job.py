@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 logger = logging.getLogger("sthisto")
 MODEL, FEATURES, FIT = "attention", "X_histo", "sthisto"
@@ -19,6 +20,13 @@ class Job:
     args: argparse.Namespace
     seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
+    exit_code: int = 0
+
+    @property
+    def source(self) -> Path:
+        """What is read: a section, or the sheet of several."""
+        given = vars(self.args)
+        return Path(given["sheet"] if "sheet" in given else given["section"])
 
     @property
     def progress(self) -> bool:

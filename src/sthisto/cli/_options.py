@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from sthisto import __version__
+from sthisto.cli._batch import run_batch
 from sthisto.cli._commands import run_evaluate, run_features, run_fit, run_upsample
 from sthisto.cli._completion import SHELLS, run_completion
 from sthisto.cli._demo import run_demo
 from sthisto.cli._job import FEATURES, MODEL
+from sthisto.cli._sheet import SECTION
 from sthisto.cli._steps import N_GENES
 from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
@@ -50,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=told, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("section", type=Path, metavar="SECTION.h5ad", help="AnnData with obsm['spatial']")
         add(command)
+    batch = commands.add_parser(
+        "batch",
+        help="learn from all measured sections of a sheet, and predict every section densely",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_batch(batch)
     completion = commands.add_parser(
         "completion",
         help="print what makes the shell complete commands, options and files",
@@ -97,13 +105,7 @@ def _add_upsample(command: argparse.ArgumentParser) -> None:
     command.epilog = "example:\n  sthisto upsample SECTION.h5ad --image SECTION.jpg -o dense.h5ad"
     command.set_defaults(run=run_upsample)
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DENSE.h5ad", help="the dense section")
-    command.add_argument(
-        "--grid",
-        type=_positive,
-        default=2,
-        metavar="N",
-        help="refine the array N times: N*N as many points (default 2)",
-    )
+    _add_grid(command)
     command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw genes, measured beside predicted")
     command.add_argument("--show", metavar="GENE,GENE", help="genes to draw")
     _add_feature_options(command)
@@ -135,6 +137,37 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_feature_options(command)
 
 
+def _add_batch(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Learn from all measured sections of a sample sheet together, and write a dense map of every section.\n"
+        "The sheet is a CSV file; its first line is section,image,role, or section,image,role,table. A role is\n"
+        "measured or stained. The table of a measured section is SECTION.h5ad beside the sheet unless told, and its\n"
+        "image may be left out where the table holds it. A stained section is predicted on a grid over the spots of\n"
+        "its table, or, where it has none, over the tissue of its image. Paths count from the sheet's folder.\n"
+        "\n"
+        "Written are DIR/SECTION.h5ad for each, and DIR/fitted.h5ad. Run again, it makes what is missing, failed or\n"
+        "was made with other settings or files, and leaves the rest. A section that fails does not stop the others.\n"
+        "Exit code: 0 all is made, 1 some failed, 2 a mistake in the sheet or the options."
+    )
+    command.epilog = "example:\n  sthisto batch sheet.csv -o dense --grid 2"
+    command.set_defaults(run=run_batch, library_key=SECTION, image=None)
+    command.add_argument("sheet", type=Path, metavar="SHEET.csv", help="the sections, one a line")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
+    _add_grid(command)
+    _add_description_options(command.add_argument_group("features"))
+    _add_fit_options(command)
+
+
+def _add_grid(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--grid",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="refine the array N times: N*N as many points (default 2)",
+    )
+
+
 def _add_feature_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("picture and features")
     group.add_argument(
@@ -145,6 +178,10 @@ def _add_feature_options(command: argparse.ArgumentParser) -> None:
         "--image NAME=FILE for each",
     )
     group.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section of each spot")
+    _add_description_options(group)
+
+
+def _add_description_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--encoder", choices=sorted(ENCODERS), metavar="NAME", help=f"one of {', '.join(ENCODERS)}")
     group.add_argument("--weights", metavar="FILE", help="local weights of the encoder")
     group.add_argument("--patch-um", type=float, metavar="UM", help="side of the patch (default: the encoder's)")

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from sthisto import _slide, evaluation, metrics, pp, tl
+from sthisto.encoders import Encoder
 from sthisto.models import MODELS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def prepare(adata: "AnnData", job: Job) -> list[str] | None:
     adata.X = metrics.lognorm(counts)
     logger.info("X holds raw counts: scaled to 10 000 a spot over all %d genes, then log1p", adata.n_vars)
     if genes is None and "highly_variable" in adata.var:
-        job.reuse(f"var['highly_variable'] of {args.section}")
+        job.reuse(f"var['highly_variable'] of {job.source}")
     elif genes is None:
         adata.var["highly_variable"] = choose_genes(adata, counts, args.library_key)
     return genes
@@ -97,21 +98,25 @@ def choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> eval
     return chosen
 
 
-def extract(adata: "AnnData", job: Job) -> None:
+def extract(adata: "AnnData", job: Job, encoder: str | Encoder | None = None, **others: Any) -> None:
+    """Extract features as the options say; ``others`` say otherwise."""
     args = job.args
+    options = {
+        "image": image_in(args.image),
+        "library_key": args.library_key,
+        "patch_um": args.patch_um,
+        "mpp": args.mpp,
+        "pitch_um": args.pitch_um,
+        "weights": None if encoder else args.weights,
+    } | others
     with job.step("features"):
         pp.extract_features(
             adata,
-            args.encoder or "handcrafted",
-            image=image_in(args.image),
-            library_key=args.library_key,
-            patch_um=args.patch_um,
-            mpp=args.mpp,
-            pitch_um=args.pitch_um,
-            weights=args.weights,
+            encoder or args.encoder or "handcrafted",
             device=args.device,
             key_added=FEATURES,
             progress=job.progress,
+            **options,
         )
 
 
@@ -120,22 +125,25 @@ def describe(adata: "AnnData", job: Job, models: Sequence[str]) -> None:
     if not any("features" in MODELS[model].inputs for model in models):
         return
     if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
-        job.reuse(f"obsm[{FEATURES!r}] of {job.args.section}")
+        job.reuse(f"obsm[{FEATURES!r}] of {job.source}")
     else:
         extract(adata, job)
 
 
 def learn(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
     """Fit, after the features where the model reads them and they are not there."""
-    args, model = job.args, job.args.model or MODEL
-    params = params_in(model, args.params or [])
-    reads = MODELS[model].inputs
+    reads = MODELS[job.args.model or MODEL].inputs
     # the record of the features tells the scale to models that read pixels
     if "features" in reads or ("patches" in reads and job.asked("mpp", "pitch_um")):
         if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
-            job.reuse(f"obsm[{FEATURES!r}] of {args.section}")
+            job.reuse(f"obsm[{FEATURES!r}] of {job.source}")
         else:
             extract(adata, job)
+    fit(adata, job, genes)
+
+
+def fit(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
+    args, model = job.args, job.args.model or MODEL
     with job.step("fit"):
         tl.fit(
             adata,
@@ -145,7 +153,7 @@ def learn(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
             genes=genes,
             library_key=args.library_key,
             image=image_in(args.image),
-            params=params,
+            params=params_in(model, args.params or []),
             random_state=args.seed or 0,
             device=args.device,
             key_added=FIT,

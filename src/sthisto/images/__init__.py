@@ -16,5 +16,6 @@ from sthisto.images._check import check_scale
 from sthisto.images._image import Image
 from sthisto.images._open import open_image
 from sthisto.images._patches import patch_batches, sample_patches, visiting_order
+from sthisto.images._tissue import tissue_points
 
-__all__ = ["Image", "check_scale", "open_image", "patch_batches", "sample_patches", "visiting_order"]
+__all__ = ["Image", "check_scale", "open_image", "patch_batches", "sample_patches", "tissue_points", "visiting_order"]

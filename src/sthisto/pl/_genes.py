@@ -88,9 +88,10 @@ def genes(  # noqa: PLR0913  options of a picture, all with defaults
     """Draw genes over the tissue: measured, denoised and dense on one colour scale, and how uncertain they are.
 
     Side by side and on one scale it can be seen what the prediction adds and what it leaves out. Spots are discs of
-    their true diameter; dense points and the bins of Visium HD are the cells of their lattice, hexagons or squares, so
-    that they leave no gaps. Where :func:`sthisto.tl.fit` found that a gene is not foretold on spots it had not seen
-    (``var["qvalue_heldout"]`` of .05 or more, or ``var["pcc_heldout"]`` below .1), the title says so.
+    their true diameter; dense points, the bins of Visium HD, and spots of which more than 40 lie side by side, where
+    discs would be specks, are the cells of their lattice, hexagons or squares, so that they leave no gaps. Where
+    :func:`sthisto.tl.fit` found that a gene is not foretold on spots it had not seen (``var["qvalue_heldout"]`` of .05
+    or more, or ``var["pcc_heldout"]`` below .1), the title says so.
 
     Parameters
     ----------

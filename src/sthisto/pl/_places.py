@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
+FINE = (
+    40  # spots side by side, above which their discs are three or four pixels wide and pale with what lies under them
+)
 GAPLESS = 0.9  # spots that are this share of their pitch wide are bins that tile the plane, not discs apart
 
 
@@ -92,7 +95,9 @@ def rows_beside(dense: AnnData, library: str, library_key: str | None) -> Rows:
 def places_of(adata: AnnData, rows: Rows, library: str, *, fill: bool = False) -> Places:
     """Places of one section: discs of the spots' diameter, or cells where they leave no gaps or are not to leave any.
 
-    Visium HD's bins, and points laid by ``upsample``, are as wide as their pitch, which is what tells them apart.
+    Visium HD's bins, and points laid by ``upsample``, are as wide as their pitch, which is what tells them apart. Discs
+    of a few pixels blend with the picture under them, so that their colours could not be compared with those of a
+    dense map: the spots of large arrays are drawn as cells, too.
     """
     xy = _slide.positions(adata, rows)
     said = scalefactors(adata, library).get("spot_diameter_fullres")
@@ -100,7 +105,8 @@ def places_of(adata: AnnData, rows: Rows, library: str, *, fill: bool = False) -
         return Places(xy, float(said))
     lattice = _lattice(xy)
     pitch = lattice.pitch if lattice else grids.spacing(xy)
-    if not (fill or "nearest_spot" in adata.obs or (said is not None and float(said) >= GAPLESS * pitch)):
+    fine = lattice is not None and np.ptp(xy, axis=0).max() > FINE * pitch
+    if not (fill or fine or "nearest_spot" in adata.obs or (said is not None and float(said) >= GAPLESS * pitch)):
         return Places(xy, 0.55 * pitch if said is None else float(said))  # 55 µm spots every 100 µm, as on Visium
     if lattice is None:  # points anywhere: squares
         return Places(xy, pitch, pitch / 2 * np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]))
