@@ -44,7 +44,9 @@ def random_graph(n: int, seed: int, *, loops: bool = True):
 
 
 def matrix(graph: Graph, weights):
-    return sparse.coo_matrix((weights, (graph.rows, graph.columns)), shape=(len(graph),) * 2).toarray()
+    return sparse.coo_matrix(
+        (np.asarray(weights), (graph.rows.numpy(), graph.columns.numpy())), shape=(len(graph),) * 2
+    ).toarray()
 
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 99), loops=st.booleans())
@@ -91,7 +93,7 @@ def test_what_travels_along_edges(n, seed):
 
 def test_graph_convolution_weights():
     _, graph, _ = random_graph(9, 0)
-    keep = torch.from_numpy(np.append(np.arange(graph.pair.max()) % 2 == 0, True))[graph.pair]
+    keep = torch.from_numpy(np.append(np.arange(graph.pair.max().item()) % 2 == 0, True))[graph.pair]
     links = matrix(graph, keep.numpy().astype(float))
     degree = links.sum(axis=1)
     assert_allclose(matrix(graph, graph.normalised(keep)), links / np.sqrt(degree[:, None] * degree), atol=1e-6)
@@ -124,7 +126,7 @@ def test_nearest_neighbours(drawn, k):
     links = Graph.of(pairs, len(xy), loops=False)
     for spot in range(len(xy)):
         mine = np.sort(cdist(xy[[spot]], xy[section == section[spot]])[0])[1 : k + 1]
-        found = np.sort(cdist(xy[[spot]], xy[links.columns[links.rows == spot]])[0])
+        found = np.sort(cdist(xy[[spot]], xy[links.columns[links.rows == spot].numpy()])[0])
         assert_allclose(found[: len(mine)], mine)
 
 

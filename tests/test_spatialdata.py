@@ -271,7 +271,6 @@ def test_the_image_of_the_features_is_taken_again(section, extract, upsample):
     assert list(made.images) == ["he"]
 
 
-@pytest.mark.filterwarnings("ignore:StNet starts from random weights")
 def test_models_that_read_pixels_read_them_from_the_image_of_the_fit(section):
     askew = turned(30, shift=(70.0, 10.0))
     matrix = askew.to_affine_matrix(("x", "y"), ("x", "y"))
@@ -279,11 +278,12 @@ def test_models_that_read_pixels_read_them_from_the_image_of_the_fit(section):
     white = np.full((700, 900, 3), 255, np.uint8)
     pictures = {"he": image_of(picture_of(section), {"global": askew}), "white": image_of(white)}
     sdata = sdata_of(section, spots={"shapes": {"spots": circles(there)}}, **pictures)
-    options = {"params": {"epochs": 1}, "genes": ["region_00", "fine_01"], "progress": False}
+    small = {"epochs": 1, "field": 16, "width": 16, "depth": 1, "heads": 2, "head_width": 8, "mlp": 32}
+    options = {"params": small, "genes": ["region_00", "fine_01"], "progress": False}
     with pytest.raises(KeyError, match=r"2 images lie in a coordinate system of .* where one is wanted"):
-        sthisto.tl.fit(sdata, "stnet", **options)
-    sthisto.tl.fit(sdata, "stnet", image_key="he", **options)
-    sthisto.tl.fit(section, "stnet", **options)
+        sthisto.tl.fit(sdata, "histogene", **options)
+    sthisto.tl.fit(sdata, "histogene", image_key="he", **options)
+    sthisto.tl.fit(section, "histogene", **options)
     for thing in (sdata, section):
         sthisto.tl.predict(thing)
     assert_allclose(

@@ -115,7 +115,7 @@ def test_learns_and_repeats():
     expression = (rng.random((100, 20)) + np.sin(xy[:, :1] + np.arange(20))).astype(np.float32)
 
     def embed(seed):
-        method = StMask(epochs=40, hidden=16, latent=8, dim=5)
+        method = StMask(epochs=40, learning_rate=1e-2, hidden=16, latent=8, dim=5)
         return method, method.embed(expression, xy, np.zeros(100, dtype=int), seed=seed, progress=False)
 
     before = torch.get_rng_state()

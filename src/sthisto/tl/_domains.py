@@ -180,6 +180,8 @@ def _positions(places: Mapping[str, _slide.Place], n: int) -> tuple[NDArray[np.f
     xy, section = np.empty((n, 2)), np.empty(n, dtype=np.intp)
     for number, name in enumerate(sorted(places)):
         place = places[name]
-        xy[place.rows] = place.xy / (place.pitch if np.isfinite(place.pitch) else 1.0)
+        pitch = place.pitch if np.isfinite(place.pitch) else 1.0
+        # The pitch hangs on the order of the table in its last bit, and which of equally near spots is a neighbour on it.
+        xy[place.rows] = np.round(place.xy / pitch, 6)
         section[place.rows] = number
     return xy, section
