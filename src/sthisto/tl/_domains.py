@@ -181,7 +181,7 @@ def _positions(places: Mapping[str, _slide.Place], n: int) -> tuple[NDArray[np.f
     for number, name in enumerate(sorted(places)):
         place = places[name]
         pitch = place.pitch if np.isfinite(place.pitch) else 1.0
-        # The pitch hangs on the order of the table in its last bit, and which of equally near spots is a neighbour on it.
+        # The last bit of the pitch hangs on the order of the table, and on it which of equally near spots are linked.
         xy[place.rows] = np.round(place.xy / pitch, 6)
         section[place.rows] = number
     return xy, section
