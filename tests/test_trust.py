@@ -134,7 +134,9 @@ def test_blocks_are_predicted_by_a_fit_that_has_not_seen_them():
             return points.expression + 1
 
     recorder = Recorder()
-    held_back = _trust._in_blocks([section], lambda parts: (handed.extend(parts), recorder)[1], 0, with_features=False)
+    held_back = _trust._in_blocks(
+        [section], lambda parts: (handed.extend(parts), recorder)[1], 20, 0, with_features=False
+    )
     [training] = handed
     assert len(training) + len(recorder.points) == _trust.MOST_SPOTS  # a bounded part of a large section
     assert not set(map(tuple, training.xy)) & set(map(tuple, recorder.points.xy))
@@ -148,7 +150,7 @@ def test_blocks_are_predicted_by_a_fit_that_has_not_seen_them():
 def test_sections_too_small_for_a_block_learn_nothing_of_distance():
     xy = np.random.default_rng(0).uniform(0, 3, (30, 2))
     tiny = Section(name="a", xy=xy, expression=np.ones((30, 2), np.float32))
-    assert _trust._in_blocks([tiny], lambda parts: pytest.fail("no block to hide"), 0, with_features=False) is None
+    assert _trust._in_blocks([tiny], lambda parts: pytest.fail("no block to hide"), 20, 0, with_features=False) is None
 
 
 def test_a_fit_of_an_earlier_version_is_refused(fitted, refuses):

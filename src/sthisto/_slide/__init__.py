@@ -8,7 +8,14 @@ State is data: strings, numbers, arrays and one safetensors blob, which h5ad and
 from sthisto._slide._domains import measured_somewhere, network, write_domains
 from sthisto._slide._pictures import description, find_image, recorded_image, scale, small_picture, write_features
 from sthisto._slide._records import LIBRARY, SCHEMA, UNS, UNSEEN, Description, Fit, Place, Points, check_key, write
-from sthisto._slide._results import gene_columns, new_slide, points_obs, write_prediction
+from sthisto._slide._results import (
+    gene_columns,
+    new_slide,
+    points_obs,
+    spot_diameter,
+    write_judgement,
+    write_prediction,
+)
 from sthisto._slide._spatialdata import takes_spatialdata
 from sthisto._slide._spots import fitted_places, places, positions, sections
 from sthisto._slide._state import load_fit, no_spots, pack, plain_params, read_fit, save_fit, unpack, write_fit
@@ -48,6 +55,7 @@ __all__ = [
     "scale",
     "sections",
     "small_picture",
+    "spot_diameter",
     "takes_spatialdata",
     "training_rows",
     "unpack",
@@ -55,5 +63,6 @@ __all__ = [
     "write_domains",
     "write_features",
     "write_fit",
+    "write_judgement",
     "write_prediction",
 ]

@@ -41,6 +41,11 @@ def write_prediction(  # noqa: PLR0917  the parts of a prediction
     write(adata, layers=layers, var={f"{key}_modelled": adata.var_names.isin(genes)}, obs={f"{key}_far": far})
 
 
+def write_judgement(adata: AnnData, genes: NDArray[np.str_], columns: Mapping[str, NDArray[np.float64]]) -> None:
+    """Put figures (g,) of the genes into ``var``, NaN for the others."""
+    write(adata, var={name: pd.Series(value, genes).reindex(adata.var_names) for name, value in columns.items()})
+
+
 def points_obs(adata: AnnData, fit: Fit, places: Mapping[str, Place], laid: Mapping[str, Points]) -> pd.DataFrame:
     """Name the points of all sections, and tell their sites and the spot nearest to each."""
     obs = pd.concat([_points_obs(adata, fit, name, places[name], points) for name, points in laid.items()])
@@ -93,6 +98,12 @@ def new_slide(  # noqa: PLR0917  the parts of an AnnData
         light = {key: {part: record[part] for part in record if part != "weights"} for key, record in described.items()}
         made.uns[UNS] = {"features": deepcopy(light)}
     return made
+
+
+def spot_diameter(adata: AnnData, library: str, pitch: float) -> float:
+    """Diameter of the spots in pixels as ``uns`` says, else that of Visium's: 55 um of 100."""
+    factors = adata.uns.get("spatial", {}).get(library, {}).get("scalefactors", {})
+    return float(factors.get("spot_diameter_fullres", 0.55 * pitch))
 
 
 def _among(sites: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthisto import _slide
+from sthisto.models import Model, Section
 from sthisto.uncertainty import Looked, check_level
 
 if TYPE_CHECKING:
@@ -93,8 +94,6 @@ def predict(
         check_level(interval)
     found = _slide.read_fit(adata if reference is None else reference, key)
     fitted, trust = restore(found), Trust.restore(found)
-    record_key = features_key or found.features_key or "X_histo"
-    features_key = record_key if found.features_key else ""
     if reference is None:
         _slide.gene_columns(adata, found.genes)
         places = _slide.fitted_places(adata, found)
@@ -104,8 +103,7 @@ def predict(
     mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
     distance, unlike = np.empty(adata.n_obs), np.empty(adata.n_obs)
     for name, place in places.items():
-        pixels = Pixels.again(adata, found, name, place, image, record_key)
-        section = section_of(adata, place, features_key, pixels.around(place.xy, fitted) if pixels else None)
+        section = spots_of(adata, found, fitted, name, place, image, features_key)
         mean[place.rows], seen = fitted.predict(section), trust.look(section)
         distance[place.rows], unlike[place.rows] = seen.distance, seen.unlike
     np.maximum(mean, 0, out=mean)
@@ -115,3 +113,19 @@ def predict(
         _slide.write_prediction(adata, key, found.genes, mean, layers, far)
         return None
     return _slide.new_slide(adata, found.genes, mean, layers, adata.obs.assign(far=far), adata.obsm["spatial"])
+
+
+def spots_of(  # noqa: PLR0917  shared by two
+    adata: "AnnData",
+    found: _slide.Fit,
+    fitted: Model,
+    name: str,
+    place: _slide.Place,
+    image: Any,
+    features_key: str | None = None,
+) -> Section:
+    """Spots of a section, as a model that was fitted takes them."""
+    record_key = features_key or found.features_key or "X_histo"
+    pixels = Pixels.again(adata, found, name, place, image, record_key)
+    patches = pixels.around(place.xy, fitted) if pixels else None
+    return section_of(adata, place, record_key if found.features_key else "", patches)

@@ -37,7 +37,8 @@ class Trust:
         held_back: Sequence[Means],
         *,
         with_features: bool,
-        again: Callable[[Sequence[Section]], Model | None],
+        again: Callable[[Sequence[Section]], Model] | None,
+        least: int,
         seed: int,
     ) -> "Trust":
         """Learn from predictions that were held back.
@@ -51,7 +52,9 @@ class Trust:
         with_features
             The model reads features.
         again
-            Fits another model like it on some of the sections, without hidden spots; or gives ``None``.
+            Fits another model like it on a part of the sections; ``None`` where that would take too long.
+        least
+            Spots that it needs.
         seed
             Of the spots that are held back in blocks.
         """
@@ -62,7 +65,7 @@ class Trust:
             unlike = _unlike(familiar, section.keep(rows), i, seen=True)
             looked = Looked(grids.nearest(section.xy[rows], section.xy, k=2)[0][:, 1], unlike)
             missed.append(HeldBack(expression_of(section)[rows], predicted[rows], looked))
-        blocks = _in_blocks(sections, again, seed, with_features=with_features)
+        blocks = again and _in_blocks(sections, again, least, seed, with_features=with_features)
         xy, names = [section.xy for section in sections], [section.name for section in sections]
         return cls(Calibration.fit(HeldBack.join(missed), blocks), familiar, xy, names)
 
@@ -112,17 +115,20 @@ class Trust:
 
 
 def _in_blocks(
-    sections: Sequence[Section], again: Callable[[Sequence[Section]], Model | None], seed: int, *, with_features: bool
+    sections: Sequence[Section],
+    again: Callable[[Sequence[Section]], Model],
+    least: int,
+    seed: int,
+    *,
+    with_features: bool,
 ) -> HeldBack | None:
     """Spots predicted by another fit, which had not seen the whole block around them."""
     parts = _windows(sections, seed)
     hidden = [_block(part, seed) for part in parts]
     training = [part.keep(np.flatnonzero(~mask)) for part, mask in zip(parts, hidden, strict=True)]
-    if min(map(len, training)) < 2 or not sum(map(np.sum, hidden)):
+    if min(map(len, training)) < 2 or sum(map(len, training)) < least or not any(mask.any() for mask in hidden):
         return None
     model = again(training)
-    if model is None:
-        return None
     familiar = Familiar.fit([features_of(each) for each in training], seed=seed) if with_features else None
     missed = []
     for i, (part, mask, seen) in enumerate(zip(parts, hidden, training, strict=True)):

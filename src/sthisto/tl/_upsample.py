@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+from sthisto.tl._conserve import conserve as conserved
+from sthisto.tl._predict import spots_of
 from sthisto.tl._sections import Pixels, restore
 from sthisto.tl._trust import Trust
 
@@ -31,6 +33,7 @@ def upsample(  # noqa: PLR0913  all with defaults
     max_distance: float | None = None,
     key: str = "sthisto",
     interval: float | None = None,
+    conserve: bool = False,
     batch_size: int = 64,
     device: str | None = None,
     progress: bool = True,
@@ -67,6 +70,10 @@ def upsample(  # noqa: PLR0913  all with defaults
         Name of the fit.
     interval
         Also give bounds that hold a new measurement with this probability, such as 0.9.
+    conserve
+        Correct the map, smoothly, so that its points inside the footprint of a spot average to what :func:`predict`
+        says of that spot. Footprints are discs of ``scalefactors["spot_diameter_fullres"]``, else of 0.55 pitches;
+        those that hold no point, or only the spot's centre as with ``grid=2``, ask for nothing.
     batch_size
         Patches described at once.
     device
@@ -136,6 +143,8 @@ def upsample(  # noqa: PLR0913  all with defaults
     for (name, points), look in zip(laid.items(), looks, strict=True):
         section = _points(adata, found, fitted, name, places[name], points, look, image)
         means.append(np.maximum(fitted.predict(section), 0))
+        if conserve:
+            means[-1] = _conserved(adata, found, fitted, name, places[name], points.xy, means[-1], image)
         looked.append(trust.look(section))
     mean, seen = np.concatenate(means), Looked.join(looked)
     obs = _slide.points_obs(adata, found, places, laid).assign(far=trust.far(seen))
@@ -160,6 +169,23 @@ def _points(  # noqa: PLR0917  private, called once
         check_scale(pixels.picture, points.xy)
     patches = pixels.around(points.xy, fitted) if pixels else None
     return Section(name=place.known, xy=points.xy / place.pitch, features=look, patches=patches)
+
+
+def _conserved(  # noqa: PLR0917  private, called once
+    adata: "AnnData",
+    found: _slide.Fit,
+    fitted: Model,
+    name: str,
+    place: _slide.Place,
+    xy: NDArray[np.float64],
+    mean: NDArray[np.float32],
+    image: Any,
+) -> NDArray[np.float32]:
+    """Dense means (m, g) of one section, corrected by what the model says of its spots."""
+    spots = spots_of(adata, found, fitted, name, place, image)
+    believed = np.maximum(fitted.predict(spots), 0)
+    diameter = _slide.spot_diameter(adata, name, place.pitch)
+    return conserved(mean, xy, believed, place.xy, pitch=place.pitch, diameter=diameter)
 
 
 def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _slide.Points:
