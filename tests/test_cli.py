@@ -135,6 +135,17 @@ def test_pictures_by_section(tmp_path, capsys):
     ]
 
 
+def test_bounds_of_new_measurements(path, section, tmp_path, capsys):
+    told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", "--model", "idw", "--grid", 1, "--interval", 0.9)
+    expected = section.copy()
+    sthisto.tl.fit(expected, "idw", progress=False)
+    expected = sthisto.tl.upsample(expected, 1, interval=0.9, progress=False)
+    dense = ad.read_h5ad(tmp_path / "dense.h5ad")
+    for layer in ("low", "high"):
+        assert_array_equal(dense.layers[layer], expected.layers[layer])
+    assert (dense.layers["low"] <= dense.layers["high"]).all()
+
+
 def test_no_features_for_a_model_that_reads_none(path, tmp_path, capsys):
     summary = told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", "--model", "idw")
     assert "features" not in summary["seconds"]
@@ -360,6 +371,7 @@ MISTAKES = {
     "no_folder": ("fit s.h5ad --save lost/fit.safetensors", None, "no folder lost"),
     "suffix": ("upsample s.h5ad -o dense.csv", None, "should end in .h5ad"),
     "grid": ("upsample s.h5ad -o d.h5ad --grid 0", None, "argument --grid"),
+    "interval": ("upsample s.h5ad -o d.h5ad --interval 2", None, "2"),
     "model": ("upsample s.h5ad -o d.h5ad --model nope", None, "invalid choice: 'nope'"),
     "encoder": ("features s.h5ad -o d.h5ad --encoder nope", None, "invalid choice: 'nope'"),
     "command": ("nope", None, "invalid choice: 'nope'"),

@@ -6,6 +6,7 @@ import inspect
 import json
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_help_tells_of_every_option(command):
         assert action.help, f"{command}: {action.dest} says nothing"
         for option in action.option_strings:
             assert option in text
+
+
+def test_the_commands_of_the_example_for_clusters_can_be_read():
+    """What Snakemake would run, with files for its wildcards; and each rule's input is another's output."""
+    rules = (DOCS / "examples" / "Snakefile").read_text()
+    commands = re.findall(r'^\s+"(sthisto .*)"$', rules, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        typed = command.partition(">")[0].partition(" 2>")[0].removesuffix(" 2")
+        arguments = shlex.split(typed.format(input="a.h5ad", output="b.h5ad", log="a.log"))
+        assert parser().parse_args(arguments[1:]).output == Path("b.h5ad")
+    outputs = set(re.findall(r'output:\n\s+"(.+)",', rules))
+    assert set(re.findall(r'input:\n\s+"(.+)",', rules)) < outputs
+    assert re.search(r'expand\("(.+?)"', rules)[1] in outputs
 
 
 def test_encoders_and_models_are_in_the_how_to_and_the_references():

@@ -71,16 +71,18 @@ def by_hand(sections):
 
 
 def test_maps_are_those_of_the_functions(folder, sections, capsys):
-    summary = told(capsys, "--grid", "2")
+    summary = told(capsys, "--grid", "2", "--interval", "0.8")
     assert summary["failed"] == {}
     assert summary["kept"] == []
     whole, images = by_hand(sections)
     for name in "ab":
         dense = ad.read_h5ad(folder / "out" / f"{name}.h5ad")
         part = whole[whole.obs["section"] == name].copy()
-        expected = sthisto.tl.upsample(part, 2, image=images, progress=False)
+        expected = sthisto.tl.upsample(part, 2, image=images, interval=0.8, progress=False)
         assert_array_equal(dense.X, expected.X)
-        assert_array_equal(dense.layers["std"], expected.layers["std"])
+        assert set(dense.layers) == {"std", "low", "high"}
+        for layer, values in expected.layers.items():
+            assert_array_equal(dense.layers[layer], values)
         assert_array_equal(dense.obsm["spatial"], expected.obsm["spatial"])
         assert list(dense.uns["spatial"]) == [name]
         assert summary["made"][name] == dense.n_obs > 2.5 * 30
@@ -88,9 +90,10 @@ def test_maps_are_those_of_the_functions(folder, sections, capsys):
     points = ad.AnnData(obs=stained.obs[["section"]], obsm={"spatial": stained.obsm["spatial"]})
     pictures = {"c": sections[1]["c"]}
     sthisto.pp.extract_features(points, image=pictures, library_key="section", mpp=2.0, progress=False)
-    expected = sthisto.tl.predict(points, reference=whole, library_key="section", image=pictures)
+    expected = sthisto.tl.predict(points, reference=whole, library_key="section", image=pictures, interval=0.8)
     assert_array_equal(stained.X, expected.X)
-    assert_array_equal(stained.layers["std"], expected.layers["std"])
+    for layer in ("std", "low", "high"):
+        assert_array_equal(stained.layers[layer], expected.layers[layer])
     assert not stained.obs["measured"].any()
 
 
@@ -332,6 +335,8 @@ def test_without_any_section_to_learn_from(folder, capsys):
 def test_options_are_refused_before_the_work(folder, capsys):
     assert run("--params", "nope") == 2
     assert run("--genes", "lost.txt") == 2
+    assert run("--interval", "90") == 2
+    assert "90" in capsys.readouterr().err.splitlines()[-1]
     assert not Path("out").exists()
     Path("out").write_text("a file")
     assert run() == 2

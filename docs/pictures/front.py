@@ -15,7 +15,7 @@ from PIL import Image
 import sthisto
 
 PICTURE = Path(__file__).with_name("front.jpg")
-WIDTH = 1400  # pixels
+WIDTH = 1200  # pixels
 GENES = {"ENSG00000197971": "MBP", "ENSG00000183036": "PCP4"}
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     plt.close(figure)
     picture = Image.open(PICTURE.with_suffix(".png")).convert("RGB")
     picture.resize((WIDTH, round(WIDTH * picture.height / picture.width)), Image.Resampling.LANCZOS).save(
-        PICTURE, quality=85, optimize=True
+        PICTURE, quality=78, optimize=True
     )
     PICTURE.with_suffix(".png").unlink()
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1000:.0f} kB, {dense.n_obs} points")

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 from sthisto.cli._files import read, write
 from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
 from sthisto.cli._sheet import FITTED, MEASURED, SECTION, Row, Settings, changes, read_sheet, stamp
-from sthisto.cli._steps import FEATURE_OPTIONS, FIT_OPTIONS, are_counts, extract, fit, names_in, params_in, prepare
+from sthisto.cli._steps import (
+    FEATURE_OPTIONS,
+    FIT_OPTIONS,
+    are_counts,
+    check_interval,
+    extract,
+    fit,
+    names_in,
+    params_in,
+    prepare,
+)
 from sthisto.cli._talk import one_line
 
 RECORD = "batch"  # in uns["sthisto"]: the settings that a file was made with
@@ -64,12 +74,14 @@ def run_batch(job: Job) -> tuple[dict[str, Any], str]:
     rows = read_sheet(args.sheet)
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"{args.output} is a file; -o names a folder.")
+    check_interval(args.interval)
     batch = Batch(job, rows, options_of(job))
     for name in (FITTED, *(row.section for row in rows)):
         record_of(batch.path(name))  # what is not ours is told before the work
     args.output.mkdir(parents=True, exist_ok=True)
     reference = learnt(batch)
-    settings = batch.options | {"sections": record_of(batch.path(FITTED))["sections"], "grid": args.grid}
+    of_maps = {"grid": args.grid, "interval": args.interval}
+    settings = batch.options | of_maps | {"sections": record_of(batch.path(FITTED))["sections"]}
     for row in rows:
         if row.section not in batch.failed and needed(batch, row.section, settings | {"files": row.files()}):
             reference = reference or read(batch.path(FITTED), job)
@@ -209,6 +221,7 @@ def measured_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
         encoder=batch.encoder,
         device=args.device,
         progress=batch.job.progress,
+        interval=args.interval,
     )
 
 
@@ -222,7 +235,8 @@ def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
     known = {"mpp": args.mpp, "pitch_um": pitch_um if row.table else None}
     extract(points, batch.job, batch.encoder, image=picture_of(row), **known)
     points.uns["spatial"][row.section]["scalefactors"]["spot_diameter_fullres"] = pitch  # a map without gaps
-    return tl.predict(points, reference=reference, library_key=SECTION, image=picture_of(row))
+    image, interval = picture_of(row), args.interval
+    return tl.predict(points, reference=reference, library_key=SECTION, image=image, interval=interval)
 
 
 def over_spots(batch: Batch, row: Row) -> "tuple[AnnData, float]":

@@ -16,6 +16,7 @@ from sthisto.cli._steps import (
     FEATURE_OPTIONS,
     FIT_OPTIONS,
     N_GENES,
+    check_interval,
     counts_layer,
     describe,
     extract,
@@ -59,6 +60,7 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
     show = _drawing(args)
     check_output(args.output, ".h5ad")
     check_output(args.picture, *PICTURES)
+    check_interval(args.interval)
     adata = read(args.section, job)
     if show:
         _slide.genes_to_model(adata, show)  # a misspelt gene is told before the work
@@ -77,7 +79,14 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
     if show and len(fit.libraries) > 1:
         raise ValueError(f"--picture draws one section, and {args.section} holds {len(fit.libraries)}. Leave it out.")
     with job.step("upsample"):
-        dense = tl.upsample(adata, args.grid, image=image_in(args.image), device=args.device, progress=job.progress)
+        dense = tl.upsample(
+            adata,
+            args.grid,
+            image=image_in(args.image),
+            device=args.device,
+            progress=job.progress,
+            interval=args.interval,
+        )
     write(dense, args.output, job)
     if show:
         draw(adata, dense, show, args.picture, layer=fit.layer or None, library_key=fit.library_key or None)

@@ -166,6 +166,12 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="refine the array N times: N*N as many points (default 2)",
     )
+    command.add_argument(
+        "--interval",
+        type=float,
+        metavar="SHARE",
+        help="write the bounds between which this share of new measurements falls, in layers low and high",
+    )
 
 
 def _add_feature_options(command: argparse.ArgumentParser) -> None:

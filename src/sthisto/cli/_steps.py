@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from sthisto import _slide, evaluation, metrics, pp, tl
+from sthisto import _slide, evaluation, metrics, pp, tl, uncertainty
 from sthisto.encoders import Encoder
 from sthisto.models import MODELS
 
@@ -186,6 +186,12 @@ def image_in(given: list[str] | None) -> str | dict[str, str] | None:
     if len(given) > 1:
         raise ValueError("several --image: give each as SECTION=FILE, with the section's name in --library-key.")
     return given[0]
+
+
+def check_interval(level: float | None) -> None:
+    """Refuse a share that is none before the work."""
+    if level is not None:
+        uncertainty.check_level(level)
 
 
 def params_in(model: str, given: Sequence[str]) -> dict[str, Any]:
