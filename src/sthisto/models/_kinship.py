@@ -65,6 +65,14 @@ def kinship(
     return found
 
 
+def standing(kin: Floats) -> Floats:
+    """How much each section (s,) is kin to the others, 1 of the most; all 1 where none is kin to another."""
+    others = np.where(np.eye(len(kin), dtype=bool) | np.isnan(kin), 0.0, kin)
+    mean = others.sum(axis=1) / np.maximum((~np.isnan(kin)).sum(axis=1) - 1, 1)
+    stands: Floats = mean / mean.max() if mean.max() > 0 else np.ones(len(kin))
+    return stands
+
+
 def _of_pair(spots: Spots, z: Floats, variance: Floats, mixtures: Mixtures) -> float:
     """Mean c of two sections' spots by evidence."""
     every = np.arange(len(spots))

@@ -87,7 +87,12 @@ class Mixtures:
     @property
     def n(self) -> int:
         """How many there are."""
-        return len(self.heads.lengths) * len(self.heads.feature_lengths) * len(self.looks)
+        return len(self._grid(len(self.heads.lengths), len(self.heads.feature_lengths)))
+
+    def _grid(self, by_place: int, by_look: int) -> list[tuple[int, int, float]]:
+        """Heads and shares of all mixtures; where look is all there is, the head by place is no choice."""
+        every = product(range(by_place), range(by_look), self.looks)
+        return [(a, b, look) for a, b, look in every if look < 1 or a == 0]
 
     def solve(
         self,
@@ -103,7 +108,7 @@ class Mixtures:
         """
         place, alike = self.heads(spots, spots[chosen])
         same = LEVEL * (spots.section[:, None] == spots.section[chosen])
-        grid = list(product(range(len(place)), range(len(alike)), self.looks))
+        grid = self._grid(len(place), len(alike))
         solved = []
         for a, b, look in grid:
             solved.append(self.condition((1 - look) * place[a] + look * alike[b] + same, chosen, z, variance))

@@ -6,7 +6,7 @@ training spots. What is left is what sections share.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,28 @@ class Centring:
             np.array([mean for mean, _ in scalings]),
             np.array([scale for _, scale in scalings]),
         )
+
+    def shrunk(self, sections: Sequence[Section]) -> "Centring":
+        """Gene means drawn towards those of the other sections, as far as their own few spots leave them open.
+
+        The variance of true means about each other, in units of that within sections, is the same for all genes; a
+        section's own mean then has the weight t / (t + 1 / n) (Efron and Morris 1973).
+        """
+        if len(sections) == 1:
+            return self
+        within = self._within(sections)
+        apart = (self.gene_mean - self.n_spots @ self.gene_mean / self.n_spots.sum()) ** 2 / within
+        t = max(0.0, float((apart.mean(axis=1) - 1 / self.n_spots).mean())) * len(sections) / (len(sections) - 1)
+        own = (t / (t + 1 / self.n_spots))[:, None]
+        total = self.n_spots @ self.gene_mean - self.n_spots[:, None] * self.gene_mean
+        others = total / (self.n_spots.sum() - self.n_spots)[:, None]
+        return replace(self, gene_mean=own * self.gene_mean + (1 - own) * others)
+
+    def _within(self, sections: Sequence[Section]) -> NDArray[np.float64]:
+        """Variance (g,) of the genes within sections; infinite where they do not vary."""
+        square = sum((self.deviation(section) ** 2).sum(axis=0) for section in sections)
+        variance = np.asarray(square) / self.n_spots.sum()
+        return np.where(variance > 0, variance, np.inf)
 
     def index(self, name: str) -> int:
         """Row of the section, -1 for one that was not fitted."""

@@ -39,8 +39,8 @@ from tqdm.auto import tqdm
 from sthisto.models import Section
 from sthisto.models._alignment import Frames, lay_over
 from sthisto.models._factors import TINY, leading, relative, spot_variance
-from sthisto.models._kinship import kinship, likeness, relatives
-from sthisto.models._mixture import Heads, Mixtures, Spots
+from sthisto.models._kinship import kinship, likeness, relatives, standing
+from sthisto.models._mixture import Heads, Mixtures, Spots, Values
 from sthisto.models._sections import Centring
 from sthisto.models.gp import forget
 
@@ -48,6 +48,7 @@ OUTLYING = 5.0  # features beyond so many deviations are artefacts: folds, ink, 
 LEADING = 8  # factors that sections are laid over each other by
 STRANGER = 0.1  # kinship below which a section is said not to fit another
 HEARD = 0.05  # kinship below which it is not worth the time to listen
+ALL = (1.0,)  # share of look, for sections that have no place
 UNSEEN = -1  # number of a section that was not fitted
 
 Floats = NDArray[np.float64]
@@ -109,7 +110,8 @@ class Attention:
         placed = np.concatenate([frames.place(section.xy, each) for each, section in enumerate(sections)])
         spots = Spots(placed, look, pool.section, frames.frame[pool.section], np.ones(len(look)))
         self._state: dict[str, NDArray[Any]] = {
-            **centring.state(),
+            # Only what is put back is shrunk: an offset between sections would pass for a factor and hide how they lie.
+            **centring.shrunk(sections).state(),
             **{f"frames_{name}": value for name, value in vars(frames).items()},
             "axes": axes,
             "loadings": loadings,
@@ -160,7 +162,8 @@ class Attention:
         self._state = dict(state)
 
     def _mixtures(self) -> Mixtures:
-        heads = Heads(self._state["lengths"], self._state["feature_lengths"], self.coherence)
+        state = self._state
+        heads = Heads(state["lengths"], state["feature_lengths"], self.coherence)
         return Mixtures(heads, self.looks, np.array(self.noises), self.power)
 
     def _factors(self, sections: Sequence[Section], centring: Centring, variance: Floats) -> tuple[Floats, Floats]:
@@ -186,32 +189,41 @@ class Attention:
         """Solve for each section, then for those that were not fitted; give anchors, values and held-back factors."""
         kin, held_back = self._state["kinship"], np.empty_like(z)
         mixtures, anchors, solved, level = self._mixtures(), [], [], []
-        listeners = [*range(len(kin)), *([UNSEEN] if len(kin) > 1 else [])]
-        bar = tqdm(total=len(listeners) * mixtures.n, desc="attention", unit="mixture", disable=not progress)
-        for one in listeners:
+        total = len(kin) * mixtures.n + replace(mixtures, looks=ALL).n
+        bar = tqdm(total=total, desc="attention", unit="mixture", disable=not progress)
+        for one in [*range(len(kin)), UNSEEN]:
             rows, chosen, heard = self._company(one, pool, kin)
             company = replace(spots[rows], kinship=heard)
-            values, left_out = mixtures.solve(company, chosen, z[rows], variance[rows], bar.update)
+            asked = replace(mixtures, looks=ALL) if one == UNSEEN else mixtures
+            values, left_out = asked.solve(company, chosen, z[rows], variance[rows], bar.update)
             own = np.flatnonzero(company.section == one)
             held_back[rows[own]] = left_out[own]
             anchors.append(company[chosen])
             solved.append(values)
-            level.append(values.level(company.section[chosen], one))
+            level.append(
+                values.level(company.section[chosen], one) if own.size else self._unseen(company, chosen, values)
+            )
         bar.close()
         state = {f"anchor_{name}": np.concatenate([vars(each)[name] for each in anchors]) for name in vars(spots)}
         state["starts"] = np.cumsum([0, *map(len, anchors)])
         state["by_place"] = np.concatenate([each.by_place for each in solved], axis=1)
         state["by_look"] = np.concatenate([each.by_look for each in solved], axis=1)
-        state["level"] = np.array([*level[: len(kin)], np.zeros(z.shape[1])])  # the last: of the unseen
+        state["level"] = np.array(level)
         return state, held_back
+
+    def _unseen(self, spots: Spots, chosen: NDArray[np.intp], values: Values) -> Floats:
+        """Level (f,) of a section that was not fitted: with it the spots, told by their look, have their gene means."""
+        _, alike = self._mixtures().heads(replace(spots, section=np.full(len(spots), UNSEEN)), spots[chosen])
+        level: Floats = -(alike @ values.by_look).sum(axis=0).mean(axis=0)
+        return level
 
     def _company(self, one: int, pool: "_Pool", kin: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
         """Rows that a section listens to, which of them are anchors, and the kinship (n,) of each."""
         if one == UNSEEN:
-            heard = np.nanmean(np.where(np.eye(len(kin), dtype=bool), np.nan, kin), axis=1)
-            heard = heard / heard.max() if heard.max() > 0 else np.ones(len(kin))
-            rows = pool.fair(np.flatnonzero(heard >= HEARD), self.n_anchors)
-            return rows, np.arange(len(rows)), heard[pool.section[rows]]
+            heard = standing(kin)
+            among = np.flatnonzero(heard >= HEARD)
+            rows, chosen = pool.fair(among, 2 * self.n_anchors), pool.fair(among, self.n_anchors)
+            return rows, np.searchsorted(rows, chosen), heard[pool.section[rows]]
         others = np.flatnonzero((kin[one] >= HEARD) & (np.arange(len(kin)) != one))
         own, beside = pool.draw(one), pool.fair(others, self.n_beside)
         guests = min(len(beside), max(self.n_anchors // 4, self.n_anchors - len(own)))
@@ -228,7 +240,7 @@ class Attention:
             rows = slice(end - len(section), end)
             y = centring.deviation(section)
             forgotten = forget(y, z[rows], loadings, held_back[rows], np.array(1 / len(section)), n=len(z))
-            found.append((forgotten + centring.gene_mean[at]).astype(np.float32))
+            found.append((forgotten + self._state["gene_mean"][at]).astype(np.float32))
         return found
 
 
