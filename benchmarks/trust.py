@@ -13,7 +13,8 @@ measurements, and its mean over genes.
 
 ``genes``: to the genes of a section are added as many that have nothing to do with its picture, but the
 autocorrelation of real ones: each is one of the real genes, shifted over its bounding box as over a torus by a quarter
-to three quarters of either side, and mirrored by chance (spots off the tissue take the nearest one's value); and
+to three quarters of either side, and mirrored by chance (spots off the tissue take the nearest one's value), which on
+some sections leaves a part of the pattern where it was; genes of another tissue, turned at random and laid over; and
 Poisson counts of Gaussian fields of three lengths (pitches). Figures: real genes called at q < .05 in percent; added
 ones among those called in percent; and added ones with p < .05 in percent.
 """
@@ -34,6 +35,7 @@ from sthisto.uncertainty import Followed, p_values
 
 LEVELS = (0.8, 0.9, 0.95)
 LENGTHS = (2.0, 6.0, 15.0)  # pitches, of the Gaussian fields
+STRANGERS = {"B4": "MOB1", "C2": "MOB1", "C3": "MOB2", "MOB1": "C2", "MOB2": "B4", "151673": "MOB2"}
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +73,7 @@ def spread(tissue: Tissue, hidden: Rows, name: str, seed: int) -> dict[str, list
     low, high = trust.calibration.interval(mean, looked, 0.9)
     std, error = trust.calibration.std(mean, looked), np.abs(truth - mean)
     held = (low <= truth) & (truth <= high)
-    varied = np.flatnonzero(np.ptp(error, axis=0) > 0)
+    varied = np.flatnonzero((np.ptp(error, axis=0) > 0) & (np.ptp(std, axis=0) > 0))
     ranks = [spearmanr(std[:, gene], error[:, gene]).statistic for gene in varied]
     return covered | {
         "bounds": [100 * float(held.mean())],
@@ -90,7 +92,7 @@ def constant_width(truth: NDArray[np.float32], training: NDArray[np.float32], co
     return float((high - low).mean())
 
 
-def believed(tissue: Tissue, seed: int) -> dict[str, list[float]]:
+def believed(tissue: Tissue, other: Tissue, seed: int) -> dict[str, list[float]]:
     """Genes called predictable among real ones and ones that have nothing to do with the tissue."""
     whole = np.ones(len(tissue.xy), dtype=bool)
     section = tissue.section(whole, tissue.genes(whole))
@@ -102,7 +104,7 @@ def believed(tissue: Tissue, seed: int) -> dict[str, list[float]]:
         return p_values([Followed.of(section.xy, section.features, expression, fold, seed=seed)])
 
     real = p(section.expression)
-    added = {"shifted": shifted(section, random)}
+    added = {"shifted": shifted(section, random), "of another tissue": turned(section, other, random)}
     added |= {f"field of {length:g}": field(section, length, random) for length in LENGTHS}
     figures = {"real genes": [100 * float((false_discovery_control(real) < 0.05).mean())]}
     for name, expression in added.items():
@@ -124,6 +126,19 @@ def shifted(section: Section, random: np.random.Generator) -> NDArray[np.float32
         source = np.where(mirrored, span - 1 - source, source)
         moved[:, gene] = section.expression[tree.query(source)[1], gene]
     return moved
+
+
+def turned(section: Section, other: Tissue, random: np.random.Generator) -> NDArray[np.float32]:
+    """Genes of another tissue, each turned its own way and brought to the size of this one."""
+    whole = np.ones(len(other.xy), dtype=bool)
+    there = other.section(whole, other.genes(whole))
+    own, theirs = (each - (each.min(axis=0) + each.max(axis=0)) / 2 for each in (section.xy, there.xy))
+    scale, tree = np.ptp(theirs, axis=0).mean() / np.ptp(own, axis=0).mean(), cKDTree(theirs)
+    laid = np.empty((len(own), there.expression.shape[1]), dtype=np.float32)
+    for gene, angle in enumerate(random.uniform(0, 2 * np.pi, laid.shape[1])):
+        turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        laid[:, gene] = there.expression[tree.query(own @ turn)[1], gene]
+    return laid
 
 
 def field(section: Section, length: float, random: np.random.Generator) -> NDArray[np.float32]:
@@ -153,7 +168,7 @@ def main() -> None:
         table = Table("Real genes called, %; of the added genes: share of those called, % / with p < .05, %")
         for name in arguments.sections:
             for seed in range(arguments.seeds):
-                for column, figures in believed(tissue(name), seed).items():
+                for column, figures in believed(tissue(name), tissue(STRANGERS[name]), seed).items():
                     table.add(name, column, *figures)
         table.print("{:.1f}".format)
 

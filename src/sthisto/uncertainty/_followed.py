@@ -28,7 +28,7 @@ from scipy.spatial.distance import cdist, pdist
 COMPONENTS = 20  # of the features
 OUTLYING = 5.0  # deviations
 NOISES = (1.0, 10.0)  # ridges, averaged
-LENGTH = 3.0  # pitches, of the kernel whose eigenvectors are the modes
+LENGTH = 30.0  # pitches, of the kernel whose eigenvectors are the modes: long, so that a gradient is one of them
 SMOOTHEST, GROWTH = 2.0, 1.3  # modes in the band of the smoothest, and how much more are in each further one
 DRAWS = 999
 
