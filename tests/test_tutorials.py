@@ -90,4 +90,6 @@ def test_outputs_without_a_picture_stay():
 
 
 def test_there_are_five():
+    titles = [read(path).cells[0].source.split("\n")[0] for path in TUTORIALS]
+    assert all(title.startswith(f"# {number}. ") for number, title in enumerate(titles, 1))
     assert [path.stem[:2] for path in TUTORIALS] == ["01", "02", "03", "04", "05"]
