@@ -25,7 +25,10 @@ def expression(
     values = _dense(matrix, rows, adata.var_names.get_indexer(genes))
     if not np.isfinite(values).all():
         spots, cells = int((~np.isfinite(values)).any(axis=1).sum()), int((~np.isfinite(values)).sum())
-        raise ValueError(f"{where} has {cells} NaN or infinite values in {spots} training spots. Mend or drop them.")
+        raise ValueError(
+            f"{where} has {cells} NaN or infinite values in {spots} training spots. Mend or drop them; where sections "
+            'lack genes of each other, ad.concat(..., join="inner") keeps those that all have.'
+        )
     if values.min(initial=0) < 0:
         raise ValueError(
             f"{where} has negative values (lowest {values.min():.3g}), as after sc.pp.scale. Models here work on "

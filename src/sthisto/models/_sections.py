@@ -48,15 +48,16 @@ class Centring:
     def shrunk(self, sections: Sequence[Section]) -> "Centring":
         """Gene means drawn towards those of the other sections, as far as their own few spots leave them open.
 
-        The variance of true means about each other, in units of that within sections, is the same for all genes; a
-        section's own mean then has the weight t / (t + 1 / n) (Efron and Morris 1973).
+        With t the variance of true means about each other, in units of that within sections, a section's own mean has
+        the weight t / (t + 1 / n) (Efron and Morris 1973). Genes share t, but for those that clearly differ by more.
         """
         if len(sections) == 1:
             return self
         within = self._within(sections)
         apart = (self.gene_mean - self.n_spots @ self.gene_mean / self.n_spots.sum()) ** 2 / within
-        t = max(0.0, float((apart.mean(axis=1) - 1 / self.n_spots).mean())) * len(sections) / (len(sections) - 1)
-        own = (t / (t + 1 / self.n_spots))[:, None]
+        each = (apart - 1 / self.n_spots[:, None]).mean(axis=0) * len(sections) / (len(sections) - 1)
+        t = np.maximum(each, max(0.0, float(each.mean())))
+        own = t / (t + 1 / self.n_spots[:, None])
         total = self.n_spots @ self.gene_mean - self.n_spots[:, None] * self.gene_mean
         others = total / (self.n_spots.sum() - self.n_spots)[:, None]
         return replace(self, gene_mean=own * self.gene_mean + (1 - own) * others)
