@@ -15,6 +15,7 @@ from scipy import ndimage
 
 import sthisto
 from sthisto import grids
+from sthisto.images import open_image
 
 with warnings.catch_warnings():  # what its own dependencies warn of as they load
     warnings.simplefilter("ignore")
@@ -360,6 +361,20 @@ def test_the_level_that_is_fine_enough_is_read_and_only_where_spots_are(section,
     assert not fine
     assert 0 < len(set(coarse)) < 121
     assert_allclose(sdata["table"].obsm["X_histo"], section.obsm["X_histo"][:3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [[2, 2], [2, 2, 2], [3]])
+def test_levels_of_an_image_of_odd_size_show_the_same_places(levels):
+    """Reduced levels are stretched: 168 pixels show what 674 did, and not 672 of them."""
+    y, x = np.mgrid[:619, :674] + 0.5
+    centre = np.array([640.0, 590.0])
+    blob = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * 9**2))
+    image = open_image(image_of((255 * blob).astype(np.uint8)[..., None].repeat(3, axis=2), levels=levels))
+    for level, scale in enumerate(image.scales):
+        height, width = image.levels[level].shape[:2]
+        light = image.read(level, 0, height, 0, width)[..., 0].astype(float)
+        found = np.array(ndimage.center_of_mass(light))[::-1] + 0.5
+        assert_allclose(found / scale, centre, atol=1.2)
 
 
 def test_nothing_of_spatialdata_is_loaded_for_those_who_do_without(upsample):

@@ -64,17 +64,22 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
     is_path = isinstance(source, str | os.PathLike)
     levels, own_mpp = _open_path(Path(source)) if is_path else (_from_arrays(source), None)
     sizes = [level_size(level) for level in levels]
-    scales = tuple(scale / _shrinkage(sizes[0], size) for size in sizes)
+    stretched = hasattr(source, "children")  # levels of an xarray tree, as spatialdata makes them
+    scales = tuple(scale / _shrinkage(sizes[0], size, stretched=stretched) for size in sizes)
     if mpp is None and own_mpp is not None:
         mpp = own_mpp * scale
     return Image(tuple(levels), scales, mpp, os.fspath(source) if is_path else "")
 
 
-def _shrinkage(finest: tuple[int, int], size: tuple[int, int]) -> float:
-    """Pixels of the finest level per pixel of this one; a whole number where rounding the size explains the rest."""
+def _shrinkage(finest: tuple[int, int], size: tuple[int, int], *, stretched: bool) -> float:
+    """Pixels of the finest level per pixel of this one.
+
+    Pyramids of scanners drop what does not fill a pixel: a whole number, where rounding the size explains the rest.
+    Levels that were ``stretched`` show all of the finest, whatever their size.
+    """
     ratios = [full / part for full, part in zip(finest, size, strict=True)]
     whole = max(1, round(ratios[0]))
-    if all(abs(full / whole - part) <= 1 for full, part in zip(finest, size, strict=True)):
+    if not stretched and all(abs(full / whole - part) <= 1 for full, part in zip(finest, size, strict=True)):
         return whole
     mean = float(np.mean(ratios))
     if any(abs(full / mean - part) > 1 + 0.02 * part for full, part in zip(finest, size, strict=True)):
