@@ -146,6 +146,20 @@ def test_bounds_of_new_measurements(path, section, tmp_path, capsys):
     assert (dense.layers["low"] <= dense.layers["high"]).all()
 
 
+def test_genes_are_judged_and_the_map_conserves(path, section, tmp_path, capsys):
+    options = "--model", "ridge", "--judge-genes", "--conserve"
+    told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", *options)
+    expected = section.copy()
+    sthisto.pp.extract_features(expected, progress=False)
+    sthisto.tl.fit(expected, "ridge", judge_genes=True, progress=False)
+    expected = sthisto.tl.upsample(expected, 2, conserve=True, progress=False)
+    dense = ad.read_h5ad(tmp_path / "dense.h5ad")
+    assert_array_equal(dense.X, expected.X)
+    for column in ("pcc_heldout", "qvalue_heldout"):
+        assert_array_equal(dense.var[column], expected.var[column])
+    assert dense.var["pcc_heldout"].notna().all()
+
+
 def test_no_features_for_a_model_that_reads_none(path, tmp_path, capsys):
     summary = told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", "--model", "idw")
     assert "features" not in summary["seconds"]

@@ -80,7 +80,7 @@ def run_batch(job: Job) -> tuple[dict[str, Any], str]:
         record_of(batch.path(name))  # what is not ours is told before the work
     args.output.mkdir(parents=True, exist_ok=True)
     reference = learnt(batch)
-    of_maps = {"grid": args.grid, "interval": args.interval}
+    of_maps = {"grid": args.grid, "interval": args.interval, "conserve": args.conserve}
     settings = batch.options | of_maps | {"sections": record_of(batch.path(FITTED))["sections"]}
     for row in rows:
         if row.section not in batch.failed and needed(batch, row.section, settings | {"files": row.files()}):
@@ -222,6 +222,7 @@ def measured_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
         device=args.device,
         progress=batch.job.progress,
         interval=args.interval,
+        conserve=args.conserve,
     )
 
 

@@ -86,6 +86,7 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
             device=args.device,
             progress=job.progress,
             interval=args.interval,
+            conserve=args.conserve,
         )
     write(dense, args.output, job)
     if show:

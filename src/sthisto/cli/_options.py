@@ -172,6 +172,11 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="write the bounds between which this share of new measurements falls, in layers low and high",
     )
+    command.add_argument(
+        "--conserve",
+        action="store_true",
+        help="points inside a spot's footprint average to what the model says of the spot",
+    )
 
 
 def _add_feature_options(command: argparse.ArgumentParser) -> None:
@@ -204,6 +209,12 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--genes", metavar="GENES", help="genes to model: a file with one a line, or A,B,C")
     group.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression (default: X)")
     group.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
+    group.add_argument(
+        "--judge-genes",
+        action="store_true",
+        default=None,  # as all options that a fit is made again for
+        help="score every gene on blocks held back and test it (var: pcc_heldout, qvalue_heldout); about five more fits",
+    )
 
 
 def _positive(text: str) -> int:

@@ -22,7 +22,7 @@ from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
 N_GENES = 1000
 KINDS: dict[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list}  # of JSON, for a default
 FEATURE_OPTIONS = ("encoder", "weights", "patch_um", "mpp", "pitch_um")
-FIT_OPTIONS = ("model", "params", "genes", "layer", "seed")
+FIT_OPTIONS = ("model", "params", "genes", "layer", "seed", "judge_genes")
 
 
 def prepare(adata: "AnnData", job: Job) -> list[str] | None:
@@ -156,6 +156,7 @@ def fit(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
             params=params_in(model, args.params or []),
             random_state=args.seed or 0,
             device=args.device,
+            judge_genes=bool(args.judge_genes),
             key_added=FIT,
             progress=job.progress,
         )
