@@ -213,7 +213,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         "--judge-genes",
         action="store_true",
         default=None,  # as all options that a fit is made again for
-        help="score every gene on blocks held back and test it (var: pcc_heldout, qvalue_heldout); about five more fits",
+        help="score genes on blocks held back, and test them (var: pcc_heldout, qvalue_heldout); some five more fits",
     )
 
 
