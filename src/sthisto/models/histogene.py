@@ -25,6 +25,7 @@ Attention is never held as a matrix of all spots with all spots while learning.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -129,7 +130,7 @@ class Place(nn.Module):
         return x, y
 
 
-class SectionNetwork(nn.Module):
+class SectionNetwork(nn.Module, ABC):
     """A section as one sequence: tokens, blocks and a head.
 
     ``blocks`` and ``place`` are set by those that inherit, with :meth:`look`, :meth:`join` and :meth:`head`.
@@ -138,17 +139,17 @@ class SectionNetwork(nn.Module):
     blocks: nn.ModuleList
     place: Place
 
+    @abstractmethod
     def look(self, patches: Tensor) -> Tensor:
         """Describe patches (n, h, w, 3) uint8 as (n, c)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, look: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Tokens (n, c) of what is seen and where."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, tokens: Tensor, around: Tensor) -> Tensor:
         """Deviations (n, g) of tokens (n, c) that came out of the blocks, with their neighbours' (n, k, c)."""
-        raise NotImplementedError
 
     def layers(self, tokens: Tensor) -> list[Tensor]:
         """Give what comes into every block and out of the last, (n, c) each, of the tokens of one section."""
@@ -204,7 +205,7 @@ def blocks(sizes: "SectionRegression", width: int) -> nn.ModuleList:
 
 
 @dataclass(kw_only=True)
-class SectionRegression:
+class SectionRegression(ABC):
     """What networks over whole sections share: spots in one sequence, points beside it."""
 
     patch_um: float = 77.0
@@ -221,9 +222,9 @@ class SectionRegression:
 
     n_neighbours: ClassVar[int] = 0
 
+    @abstractmethod
     def network(self, n_genes: int, n_places: int) -> SectionNetwork:
         """Make the network."""
-        raise NotImplementedError
 
     def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
         """Learn; return predictions of the spots held back, NaN for the others, (n, g) a section.

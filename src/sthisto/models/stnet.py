@@ -21,6 +21,7 @@ What patches a network learns from is held in memory, 0.15 MB a spot at 224 px.
 
 import dataclasses
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class PatchRegression:
+class PatchRegression(ABC):
     """What networks from one patch to expression share: they see the patch alone, not the place and no neighbours."""
 
     backbone: str
@@ -196,13 +197,13 @@ class PatchRegression:
         predicted[rows] = self.predict(part(section, rows))
         return predicted
 
+    @abstractmethod
     def schedule(self) -> Schedule:
         """How the network is trained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def error(self, predicted: Tensor, measured: Tensor) -> Tensor:
         """Loss of deviations from the gene means (b, g)."""
-        raise NotImplementedError
 
     def _train(
         self,
