@@ -39,10 +39,7 @@ def parser() -> argparse.ArgumentParser:
         description="Make a synthetic section, hide half of its spots, predict them, print how well that went beside "
         "inverse-distance weighting, then write the dense map of all spots and a picture of it.",
     )
-    demo.set_defaults(run=run_demo)
-    demo.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
-    demo.add_argument("--seed", type=int, metavar="N", help="of the section and all that follows (default 0)")
-    demo.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    _add_demo(demo)
     for name, add, told in (
         ("features", _add_features, "describe the tissue around every spot"),
         ("fit", _add_fit, "learn expression from the tissue and the spots around"),
@@ -71,6 +68,15 @@ def parser() -> argparse.ArgumentParser:
         talk.add_argument("--quiet", action="store_true", help="no progress, only warnings and the result")
         talk.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=run_demo)
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
+    )
+    command.add_argument("--seed", type=int, metavar="N", help="of the section and all that follows (default 0)")
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
 
 
 def _add_features(command: argparse.ArgumentParser) -> None:
