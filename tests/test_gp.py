@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sthisto.metrics import mse, pearson
 from sthisto.models import Section
-from sthisto.models.gp import LEVEL, Gp, forget
+from sthisto.models.gp import LEVEL, Gp
 from sthisto.models.idw import Idw
 from sthisto.models.ridge import Ridge
 
@@ -112,16 +112,6 @@ def test_held_back_spots_are_as_if_conditioned_without_them():
         rest = np.arange(20) != i
         solved = np.linalg.solve(kernel[np.ix_(rest, rest)], train.expression[rest] - mean)
         assert_allclose(held_back[i], mean + kernel[i, rest] @ solved, rtol=2e-4)
-
-
-def test_loadings_forget_a_spot_as_a_regression_without_it():
-    rng = np.random.default_rng(0)
-    scores = np.linalg.qr(rng.normal(size=(30, 3)))[0] * np.sqrt(30)
-    y, held_back = rng.normal(size=(30, 9)), rng.normal(size=(30, 3))
-    result = forget(y, scores, scores.T @ y / 30, held_back, np.zeros((30, 1)), n=30)
-    for i in range(30):
-        rest = np.arange(30) != i
-        assert_allclose(result[i], held_back[i] @ np.linalg.lstsq(scores[rest], y[rest])[0])
 
 
 def test_noise_alone_is_not_held_back_better_than_by_its_mean():

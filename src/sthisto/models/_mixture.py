@@ -69,9 +69,14 @@ class Values:
     by_look: Floats  # (h, j, f)
     every: Floats  # (j, f) in all heads together, which is what a level is made of
 
-    def level(self, section: NDArray[np.int64], of: int) -> Floats:
-        """Level (f,) of a section, from the anchors' sections (j,)."""
-        level: Floats = LEVEL * self.every[section == of].sum(axis=0)
+    def mixed(self, other: "Values", share: float) -> "Values":
+        """Share of these, and for the rest other ones."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Values(*(share * mine + (1 - share) * theirs for mine, theirs in pairs))
+
+    def level(self, own: NDArray[np.bool_]) -> Floats:
+        """Level (f,) of a section, of which some anchors (j,) are."""
+        level: Floats = LEVEL * self.every[own].sum(axis=0)
         return level
 
 
@@ -100,7 +105,7 @@ class Mixtures:
         chosen: NDArray[np.intp],
         z: Floats,
         variance: Floats,
-        step: Callable[[], object],
+        step: Callable[[], object] = bool,  # does nothing
     ) -> tuple[Values, Floats]:
         """Values of the anchors, which are the rows ``chosen``, and held-back factors (n, f) of the spots.
 

@@ -104,9 +104,9 @@ class Centring:
             rows = slice(start, start + CHUNK)
             yield rows, (features_of(points)[rows] - mean) * scale
 
-    def deviation(self, section: Section) -> NDArray[np.float64]:
-        """Expression (n, g) of one section, less its gene means."""
-        return expression_of(section) - self.mean_of(section.name)
+    def deviation(self, section: Section, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.float64]:
+        """Expression (n, g) of one section, or of some of its spots, less its gene means."""
+        return expression_of(section)[rows] - self.mean_of(section.name)
 
     def deviations(self, sections: Sequence[Section]) -> NDArray[np.float64]:
         """Expression of the sections, each less its gene means, pooled (n, g)."""

@@ -14,6 +14,8 @@ twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from everything 
 means. A softmax with learned metrics in their place was tried and is behind on every section (benchmarks/LABBOOK.md): a
 few hundred noisy spots do not carry thousands of weights.
 
+- Loadings are drawn to zero as far as their errors say, by what all genes tell of each factor (adaptive shrinkage:
+  Stephens 2017; models/_factors.py): most of what a gene has against a factor is noise of a few hundred spots.
 - Spots speak as loudly as they were measured: spot j has noise variance v_j, from a first smoothing, so a spot with few
   molecules counts less, in the factors and as context.
 - Nothing is set by a single best choice: heads are mixed over a small grid of (l, r, share of look, noise e), each
@@ -38,11 +40,10 @@ from tqdm.auto import tqdm
 
 from sthisto.models import Section
 from sthisto.models._alignment import Frames, lay_over
-from sthisto.models._factors import TINY, leading, relative, spot_variance
+from sthisto.models._factors import TINY, Factors, leading, relative, spot_variance
 from sthisto.models._kinship import kinship, likeness, relatives, standing
 from sthisto.models._mixture import Heads, Mixtures, Spots, Values
 from sthisto.models._sections import Centring
-from sthisto.models.gp import forget
 
 OUTLYING = 5.0  # features beyond so many deviations are artefacts: folds, ink, dust
 LEADING = 8  # factors that sections are laid over each other by
@@ -101,12 +102,10 @@ class Attention:
         axes = leading(standard, self.n_components)  # (d, q)
         look = np.concatenate([part @ axes for part in standard])
         variance = relative(np.concatenate([spot_variance(each.xy, centring.deviation(each)) for each in sections]))
-        z, loadings = self._factors(sections, centring, variance)
-        pool = _Pool(np.repeat(np.arange(len(sections)), centring.n_spots), np.random.default_rng(seed))
+        pool = _Pool(sections, centring, np.random.default_rng(seed))
+        shared = self._shared(pool, variance)
         alike = likeness(centring.gene_mean)
-        frames = self._lay_over(
-            sections, pool.section, z[:, :LEADING] * np.linalg.norm(loadings[:LEADING], axis=1), alike
-        )
+        frames = self._lay_over(sections, pool.section, shared, alike)
         placed = np.concatenate([frames.place(section.xy, each) for each, section in enumerate(sections)])
         spots = Spots(placed, look, pool.section, frames.frame[pool.section], np.ones(len(look)))
         self._state: dict[str, NDArray[Any]] = {
@@ -114,18 +113,15 @@ class Attention:
             **centring.shrunk(sections).state(),
             **{f"frames_{name}": value for name, value in vars(frames).items()},
             "axes": axes,
-            "loadings": loadings,
             "lengths": np.array(self.lengths),
             "feature_lengths": np.array(self.feature_lengths)
             * (np.median(pdist(look[pool.draw(None, self.n_anchors)])) or 1.0),
         }
+        z = shared / (np.sqrt((shared**2).mean(axis=0)) + TINY)
         compared = relatives(frames.frame, alike)
-        kin = kinship(spots, z[:, :LEADING], variance, compared, self._mixtures(), draw=pool.draw)
-        _report(kin, centring.names)
-        self._state["kinship"] = kin
-        values, held_back = self._solve(spots, z, variance, pool, progress=progress)
-        self._state |= values
-        return self._expression(sections, centring, z, held_back)
+        self._state["kinship"] = kinship(spots, z, variance, compared, self._mixtures(), draw=pool.draw)
+        _report(self._state["kinship"], centring.names)
+        return self._solve(spots, variance, pool, progress=progress)
 
     def predict(self, points: Section) -> NDArray[np.float32]:
         """Expression (m, g) at the points; of a section that was not fitted, from the look alone.
@@ -150,7 +146,7 @@ class Attention:
             here, lies = np.full(len(look), section), np.full(len(look), frame)
             place, alike = heads(Spots(placed[rows], look, here, lies, np.ones(len(look))), anchors)
             z = (place @ by_place).sum(axis=0) + (alike @ by_look).sum(axis=0) + state["level"][section]
-            predicted[rows] = base + z @ state["loadings"]
+            predicted[rows] = base + z @ state["loadings"][section]
         return predicted
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -166,15 +162,14 @@ class Attention:
         heads = Heads(state["lengths"], state["feature_lengths"], self.coherence)
         return Mixtures(heads, self.looks, np.array(self.noises), self.power)
 
-    def _factors(self, sections: Sequence[Section], centring: Centring, variance: Floats) -> tuple[Floats, Floats]:
-        """Scores (n, f) of unit variance and loadings (f, g), spots weighted by precision."""
-        quiet = np.split(np.sqrt(variance)[:, None], np.cumsum(centring.n_spots)[:-1])
-        most = self.n_factors or (30 if len(variance) > 1000 else 15)
-        parts = (centring.deviation(section) / each for section, each in zip(sections, quiet, strict=True))
-        axes = leading(parts, most)
-        scores = np.concatenate([centring.deviation(section) @ axes for section in sections])
-        unit = np.sqrt((scores**2).mean(axis=0)) + TINY
-        return scores / unit, unit[:, None] * axes.T
+    def _shared(self, pool: "_Pool", variance: Floats) -> Floats:
+        """Scores (n, f) of all spots in the leading factors of all, by which sections are compared."""
+        rows = [pool.draw(each) for each in range(len(pool.sections))]
+        axes = leading((pool.deviation(each) / np.sqrt(variance[each])[:, None] for each in rows), LEADING)
+        return np.concatenate([pool.deviation(each) @ axes for each in rows])
+
+    def _n_factors(self, spots: Spots, y: Floats) -> int:
+        return min(self.n_factors or (30 if len(spots) > 1000 else 15), int(y.shape[1]))
 
     def _lay_over(self, sections: Sequence[Section], of: NDArray[np.int64], z: Floats, alike: Floats) -> Frames:
         """Frames of the sections, each its own without coherence."""
@@ -183,33 +178,34 @@ class Attention:
         pitch = np.array([np.nan if section.pitch_um is None else section.pitch_um for section in sections])
         return lay_over(np.concatenate([section.xy for section in sections]), z, of, alike, pitch)
 
-    def _solve(
-        self, spots: Spots, z: Floats, variance: Floats, pool: "_Pool", *, progress: bool
-    ) -> tuple[dict[str, NDArray[Any]], Floats]:
-        """Solve for each section, then for those that were not fitted; give anchors, values and held-back factors."""
-        kin, held_back = self._state["kinship"], np.empty_like(z)
-        mixtures, anchors, solved, level = self._mixtures(), [], [], []
-        total = len(kin) * mixtures.n + replace(mixtures, looks=ALL).n
-        bar = tqdm(total=total, desc="attention", unit="mixture", disable=not progress)
-        for one in [*range(len(kin)), UNSEEN]:
-            rows, chosen, heard = self._company(one, pool, kin)
-            company = replace(spots[rows], kinship=heard)
-            asked = replace(mixtures, looks=ALL) if one == UNSEEN else mixtures
-            values, left_out = asked.solve(company, chosen, z[rows], variance[rows], bar.update)
-            own = np.flatnonzero(company.section == one)
-            held_back[rows[own]] = left_out[own]
-            anchors.append(company[chosen])
-            solved.append(values)
-            level.append(
-                values.level(company.section[chosen], one) if own.size else self._unseen(company, chosen, values)
-            )
-        bar.close()
-        state = {f"anchor_{name}": np.concatenate([vars(each)[name] for each in anchors]) for name in vars(spots)}
-        state["starts"] = np.cumsum([0, *map(len, anchors)])
-        state["by_place"] = np.concatenate([each.by_place for each in solved], axis=1)
-        state["by_look"] = np.concatenate([each.by_look for each in solved], axis=1)
-        state["level"] = np.array(level)
-        return state, held_back
+    def _solve(self, spots: Spots, variance: Floats, pool: "_Pool", *, progress: bool) -> list[NDArray[np.float32]]:
+        """Solve for each section, then for those that were not fitted; return what was held back, (n, g) a section."""
+        mixtures, looks = self._mixtures(), replace(self._mixtures(), looks=ALL)
+        n_sections = len(self._state["kinship"])
+        total = n_sections * mixtures.n + looks.n
+        solved, held_back = [], []
+        with tqdm(total=total, desc="attention", unit="mixture", disable=not progress) as bar:
+            for one in range(n_sections):
+                heard = self._listen(one, spots, variance, pool)
+                values, left_out = mixtures.solve(*heard.asked, step=bar.update)
+                own = heard.spots.section == one
+                if 2 * own.sum() < len(own):
+                    values, left_out = _by_own_spots((values, left_out), looks.solve(*heard.asked), heard.factors, own)
+                solved.append(heard.solution(values, values.level(own[heard.chosen])))
+                forgotten = heard.factors.forget(heard.y, left_out, np.array(1 / own.sum()))[own]
+                held_back.append((forgotten + self._state["gene_mean"][one]).astype(np.float32))
+            heard = self._listen(UNSEEN, spots, variance, pool)
+            values, _ = looks.solve(*heard.asked, step=bar.update)
+            solved.append(heard.solution(values, self._unseen(heard.spots, heard.chosen, values)))
+        self._state |= _Solution.join(solved)
+        return held_back
+
+    def _listen(self, one: int, spots: Spots, variance: Floats, pool: "_Pool") -> "_Heard":
+        """Gather what a section is told from, factors of its own included."""
+        rows, chosen, kinship = self._company(one, pool, self._state["kinship"])
+        y = pool.deviation(rows)
+        factors = Factors.of(y, variance[rows], kinship, self._n_factors(spots, y))
+        return _Heard(replace(spots[rows], kinship=kinship), chosen, y, variance[rows], factors)
 
     def _unseen(self, spots: Spots, chosen: NDArray[np.intp], values: Values) -> Floats:
         """Level (f,) of a section that was not fitted: with it the spots, told by their look, have their gene means."""
@@ -231,25 +227,81 @@ class Attention:
         chosen = np.concatenate([pool.draw(one, self.n_anchors - guests), pool.fair(others, guests)])
         return rows, np.searchsorted(rows, np.sort(chosen)), kin[one][pool.section[rows]]
 
-    def _expression(
-        self, sections: Sequence[Section], centring: Centring, z: Floats, held_back: Floats
-    ) -> list[NDArray[np.float32]]:
-        """Held-back expression of the sections, each spot's share taken out of what was learnt of genes."""
-        found, loadings = [], self._state["loadings"]
-        for at, (section, end) in enumerate(zip(sections, np.cumsum(centring.n_spots), strict=True)):
-            rows = slice(end - len(section), end)
-            y = centring.deviation(section)
-            forgotten = forget(y, z[rows], loadings, held_back[rows], np.array(1 / len(section)), n=len(z))
-            found.append((forgotten + self._state["gene_mean"][at]).astype(np.float32))
-        return found
+
+@dataclass(frozen=True)
+class _Heard:
+    """Spots (n) that a section listens to, its own among them."""
+
+    spots: Spots
+    chosen: NDArray[np.intp]  # (j,) rows that are anchors
+    y: Floats  # (n, g)
+    variance: Floats  # (n,)
+    factors: Factors
+
+    @property
+    def asked(self) -> tuple[Spots, NDArray[np.intp], Floats, Floats]:
+        """What a mixture is solved from."""
+        return self.spots, self.chosen, self.factors.z, self.variance
+
+    def solution(self, values: Values, level: Floats) -> "_Solution":
+        """Put together what to predict with."""
+        return _Solution(self.spots[self.chosen], values, level, self.factors.share * self.factors.loadings)
+
+
+def _by_own_spots(
+    both: tuple[Values, Floats], from_looks: tuple[Values, Floats], factors: Factors, own: NDArray[np.bool_]
+) -> tuple[Values, Floats]:
+    """Mix two solutions, values and held-back factors, as the few own spots of a section have it.
+
+    Where other sections outnumber it, they settle how much place has to say, on places of which it has hardly any.
+    Which share of that to believe is a regression of the own spots on what both solutions say of them without them.
+    """
+    weight = factors.weight[own] * (factors.loadings**2).sum(axis=1)
+    differ, missed = both[1][own] - from_looks[1][own], factors.z[own] - from_looks[1][own]
+    share = float(np.clip((weight * differ * missed).sum() / ((weight * differ**2).sum() + TINY), 0, 1))
+    return both[0].mixed(from_looks[0], share), share * both[1] + (1 - share) * from_looks[1]
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """What one section is told from: anchors (j), their values, the section's level (f,) and the loadings (f, g)."""
+
+    anchors: Spots
+    values: Values
+    level: Floats
+    loadings: Floats
+
+    @staticmethod
+    def join(solved: Sequence["_Solution"]) -> dict[str, NDArray[Any]]:
+        """Arrays of all, anchors one after another from ``starts`` on."""
+        anchors = [vars(each.anchors) for each in solved]
+        return {
+            **{f"anchor_{name}": np.concatenate([each[name] for each in anchors]) for name in anchors[0]},
+            "starts": np.cumsum([0, *(len(each.anchors) for each in solved)]),
+            "by_place": np.concatenate([each.values.by_place for each in solved], axis=1),
+            "by_look": np.concatenate([each.values.by_look for each in solved], axis=1),
+            "level": np.array([each.level for each in solved]),
+            "loadings": np.array([each.loadings for each in solved]),
+        }
 
 
 class _Pool:
     """Spots of all sections, in one order by chance: the first few of it are a fair choice of any size."""
 
-    def __init__(self, section: NDArray[np.int64], rng: np.random.Generator) -> None:
-        self.section, self.order = section, rng.permutation(len(section))
-        self.by_section = [self.order[section[self.order] == each] for each in range(section.max() + 1)]
+    def __init__(self, sections: Sequence[Section], centring: Centring, rng: np.random.Generator) -> None:
+        self.sections, self.centring = sections, centring
+        self.section = np.repeat(np.arange(len(sections)), centring.n_spots)
+        self.order = rng.permutation(len(self.section))
+        self.by_section = [self.order[self.section[self.order] == each] for each in range(len(sections))]
+
+    def deviation(self, rows: NDArray[np.intp]) -> Floats:
+        """Expression (n, g) of rows in rising order, less the gene means of their sections."""
+        starts = np.cumsum([0, *self.centring.n_spots])
+        cuts = np.searchsorted(rows, starts)
+        parts = zip(self.sections, starts, cuts, cuts[1:], strict=False)
+        return np.concatenate(
+            [self.centring.deviation(each, rows[a:b] - start) for each, start, a, b in parts if a < b]
+        )
 
     def draw(self, section: int | None, most: int | None = None) -> NDArray[np.intp]:
         """Rows of a section, or of all together, in rising order."""

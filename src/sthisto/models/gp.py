@@ -30,9 +30,9 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.special import logsumexp, softmax
 
 from sthisto.models import Section
+from sthisto.models._factors import RANK, forget
 from sthisto.models._sections import Centring
 
-RANK = 1e-6  # factors below this share of the first are rounding noise of float32 expression
 LEVEL = 10.0  # c: prior variance of a section's level, wide against the unit variance of a factor
 
 
@@ -97,7 +97,7 @@ class Gp:
             "axes": axes,
             "loadings": loadings,
         }
-        return centring.expression(forget(y, scores, loadings, held_back, centring.leverage(), n=len(y)))
+        return centring.expression(forget(y, scores, loadings, held_back, centring.leverage()))
 
     def predict(self, points: Section) -> NDArray[np.float32]:
         """Expression (m, g) at the points; of a section that was not fitted, from the look alone.
@@ -181,27 +181,6 @@ def _factors(y: NDArray[np.float64], n_factors: int) -> tuple[NDArray[np.float64
     u, s, vt = np.linalg.svd(y, full_matrices=False)
     f = min(n_factors, int((s > RANK * s[0]).sum()))
     return u[:, :f] * np.sqrt(len(y)), s[:f, None] * vt[:f] / np.sqrt(len(y))
-
-
-def forget(
-    y: NDArray[np.float64],  # (n, g)
-    scores: NDArray[np.float64],  # (n, f)
-    loadings: NDArray[np.float64],  # (f, g)
-    held_back: NDArray[np.float64],  # (n, f)
-    leverage: NDArray[np.float64],  # (n, 1), of the section means
-    *,
-    n: int,  # spots that the loadings were learnt from
-) -> NDArray[np.float64]:
-    """Expression (n, g) of held-back scores, with each spot's share taken out of the loadings and its section's mean.
-
-    Loadings are the regression of y on the scores, so without spot i they are L - t_i r_i / (n - |t_i|^2), r_i what
-    the factors leave of y_i. Along the factors the level has already forgotten the mean; r is what it cannot reach.
-    """
-    rest = y - scores @ loadings
-    own = (held_back * scores).sum(axis=1, keepdims=True) / (n - (scores**2).sum(axis=1, keepdims=True))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a spot alone in its section cannot be held back
-        forgotten: NDArray[np.float64] = held_back @ loadings - rest * (own + leverage / (1 - leverage))
-    return forgotten
 
 
 def matern(r: NDArray[np.float64]) -> NDArray[np.float64]:
