@@ -25,7 +25,8 @@ few hundred noisy spots do not carry thousands of weights.
 - Each section has a solution of its own, from all of its spots and ``n_beside`` of the sections that it is kin to, so
   that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_kinship.py): a stranger is
   hardly listened to, nor does it have a say in which heads the others take. One more solution, from a few spots of
-  every section, tells sections that were only stained. Factors, their loadings and the metric are shared by all.
+  every section, tells sections that were only stained. Factors and loadings are each section's own, too, from the same
+  spots, weighted by kinship; only the metric of looks is shared by all.
 """
 
 import logging

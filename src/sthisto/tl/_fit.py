@@ -126,30 +126,27 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     _slide.check_key(key_added)
     settings = _slide.plain_params(params)
     built, spec = build(model, settings), MODELS[model]
-    record_key, features_key = features_key, features_key if "features" in spec.inputs else ""
-    chosen, training = _slide.genes_to_model(adata, genes), _slide.training_rows(adata, train_on)
-    places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
-    places = {name: place for name, place in places.items() if len(place.rows)}
+    reads_features = "features" in spec.inputs
+    chosen = _slide.genes_to_model(adata, genes)
+    places = _training_places(adata, library_key, train_on)
     _refuse_few(places, model, spec.min_spots)
     measured = [_slide.expression(adata, place.rows, chosen, layer) for place in places.values()]
     pixels = [
-        Pixels.find(adata, name, place, image, record_key) if reads_pixels(model, built) else None
+        Pixels.find(adata, name, place, image, features_key) if reads_pixels(model, built) else None
         for name, place in places.items()
     ]
     sections = [
         replace(
-            section_of(adata, place, features_key, each.around(place.xy, built) if each else None),
+            section_of(
+                adata, place, features_key if reads_features else "", each.around(place.xy, built) if each else None
+            ),
             expression=expression,
         )
         for place, expression, each in zip(places.values(), measured, pixels, strict=True)
     ]
-    looks, folds = sections, []
-    if judge_genes:
-        if not features_key:
-            found = [_slide.features(adata, record_key, place.rows) for place in places.values()]
-            looks = [replace(section, features=look) for section, look in zip(sections, found, strict=True)]
-        folds = folds_of(sections, random_state, spec.min_spots)
-    heldback = built.fit(sections, seed=random_state, device=device or "", progress=progress)
+    looks = _with_looks(adata, sections, places, features_key) if judge_genes and not reads_features else sections
+    folds = folds_of(sections, random_state, spec.min_spots) if judge_genes else []
+    held_back = built.fit(sections, seed=random_state, device=device or "", progress=progress)
 
     def again(parts: Sequence[Section]) -> Model:
         other = build(model, settings)
@@ -158,33 +155,47 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
 
     trust = Trust.fit(
         sections,
-        heldback,
-        with_features="features" in spec.inputs,
+        held_back,
+        with_features=reads_features,
         again=None if spec.iterative else again,
         least=spec.min_spots,
         seed=random_state,
     )
-    verdict = {}
-    if judge_genes:
-        verdict = judge(sections, looks, folds, again=again, seed=random_state)
-    rows = np.concatenate([place.rows for place in places.values()])
+    verdict = judge(sections, looks, folds, again=again, seed=random_state) if judge_genes else {}
     record = _slide.Fit(
         model=model,
         params=settings,
         genes=chosen,
         libraries=np.array(list(places), dtype=str),
         library_key=library_key or "",
-        features_key=features_key,
+        features_key=features_key if reads_features else "",
         layer=layer or "",
         seed=int(random_state),
         pitch=np.array([place.pitch for place in places.values()]),
-        spots=adata.obs_names[rows].to_numpy().astype(str),
+        spots=adata.obs_names[np.concatenate([place.rows for place in places.values()])].to_numpy().astype(str),
         xy=np.concatenate([place.xy for place in places.values()]),
         arrays={**built.state(), **trust.state(), **Pixels.state(pixels)},
         history=built.history,
     )
     _slide.write_fit(adata, key_added, record)
     _slide.write_judgement(adata, chosen, verdict)
+
+
+def _training_places(
+    adata: "AnnData", library_key: str | None, train_on: str | NDArray[np.bool_] | None
+) -> dict[str, _slide.Place]:
+    """Find the spots that may be learnt from, section by section."""
+    training = _slide.training_rows(adata, train_on)
+    places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
+    return {name: place for name, place in places.items() if len(place.rows)}
+
+
+def _with_looks(
+    adata: "AnnData", sections: Sequence[Section], places: Mapping[str, _slide.Place], features_key: str
+) -> list[Section]:
+    """Sections with the features that genes are judged by, of a model that reads none."""
+    looks = [_slide.features(adata, features_key, place.rows) for place in places.values()]
+    return [replace(section, features=look) for section, look in zip(sections, looks, strict=True)]
 
 
 def _refuse_few(places: Mapping[str, _slide.Place], model: str, least: int) -> None:
