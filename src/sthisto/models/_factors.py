@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 RANK = 1e-6  # factors below this share of the first are rounding noise of float32 expression
 SMOOTHING = 1.5  # pitches, of the first smoothing that tells loud spots from quiet ones
@@ -122,12 +122,12 @@ def _shares(ratio: Floats) -> Floats:
     widest = np.log2(max(ratio.max(), NARROWEST) / NARROWEST)
     widths = np.append(0.0, NARROWEST * 2.0 ** np.arange(np.ceil(widest) + 1))
     total = 1 + widths[:, None] ** 2
-    likelihood = -0.5 * (ratio**2 / total + np.log(total))  # (k, g)
+    log_likelihood = -0.5 * (ratio**2 / total + np.log(total))  # (k, g)
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=0))
     weight = np.full((len(widths), 1), 1 / len(widths))
     for _ in range(STEPS):
-        with np.errstate(divide="ignore"):  # a width that no gene has
-            joint = likelihood + np.log(weight)
-        belongs = np.exp(joint - logsumexp(joint, axis=0))
+        belongs = weight * likelihood
+        belongs /= belongs.sum(axis=0)
         weight = belongs.mean(axis=1, keepdims=True)
     shares: Floats = ((1 - 1 / total) * belongs).sum(axis=0)
     return shares
