@@ -5,8 +5,9 @@
 
 A model may bring settings, as in the second line, and the tables name it so. Scores are those of
 ``sthisto.tl.evaluate``, means over genes and seeds: Pearson r / mean squared error of log1p CP10K on the hidden spots,
-with genes chosen on the training spots. Below them the costs of a fit, seconds / MB that the process grew by, and the
-paired differences of the first model to the others, with t intervals over sections and seeds.
+with genes chosen on the training spots, and r once more as a share of the noise ceiling. Below them the costs of a
+fit, seconds / MB that the process grew by, and the paired differences of the first model to the others, with t
+intervals over sections and seeds.
 ``heldout.py`` measures the same from plain arrays, without the AnnData layer, and adds a serial section.
 """
 
@@ -54,6 +55,7 @@ def main() -> None:
     for split, title in (("random", "at random"), ("block", "in blocks of 4 pitches")):
         if split in arguments.splits:
             show(report[report["split"] == split], f"Half hidden {title}: Pearson r / MSE", "pearson", "mse")
+            show_shares(report[report["split"] == split], f"Half hidden {title}: r as a share of the noise ceiling, %")
     show(report, "Fit: seconds / MB", "seconds", "peak_memory_mb", style="{:.1f}")
     if len(arguments.models) > 1:
         first = arguments.models[0][0]
@@ -92,6 +94,17 @@ def show(report: pd.DataFrame, title: str, *metrics: str, style: str = "{:.3f}")
     for (section, model), row in means.iterrows():
         table.add(section, model, *(row[metric] for metric in metrics if pd.notna(row[metric])))
     table.print(style.format)
+
+
+def show_shares(report: pd.DataFrame, title: str) -> None:
+    """Print how much of the r that the true rate would reach the models do."""
+    table = Table(title)
+    figures = gene_means(report, "pearson")
+    means = figures.groupby(["section", "model"], sort=False)["value"].mean()
+    for (section, model), r in means.items():
+        if model.partition(":")[0] in MODELS:
+            table.add(section, model, 100 * r / means[section, "ceiling"])
+    table.print("{:.0f}".format)
 
 
 if __name__ == "__main__":

@@ -279,7 +279,16 @@ def test_models_that_read_pixels_read_them_from_the_image_of_the_fit(section):
     white = np.full((700, 900, 3), 255, np.uint8)
     pictures = {"he": image_of(picture_of(section), {"global": askew}), "white": image_of(white, {"global": askew})}
     sdata = sdata_of(section, spots={"shapes": {"spots": circles(there)}}, **pictures)
-    small = {"epochs": 5, "learning_rate": 1e-3, "field": 16, "width": 16, "depth": 1, "heads": 2, "head_width": 8, "mlp": 32}
+    small = {
+        "epochs": 5,
+        "learning_rate": 1e-3,
+        "field": 16,
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "head_width": 8,
+        "mlp": 32,
+    }
     options = {"params": small, "genes": ["region_00", "fine_01"], "progress": False}
     with pytest.raises(KeyError, match=r"2 images lie in a coordinate system of .* where one is wanted"):
         sthisto.tl.fit(sdata, "histogene", **options)
