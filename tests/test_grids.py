@@ -1,6 +1,5 @@
 import contextlib
 import csv
-import doctest
 import logging
 from pathlib import Path
 
@@ -69,12 +68,6 @@ def assert_same_index(found, true):
     np.testing.assert_allclose(table @ change, found, atol=1e-6)
     np.testing.assert_allclose(change, np.rint(change), atol=1e-6)
     assert abs(np.linalg.det(change[:2])) == pytest.approx(1)
-
-
-def test_examples_in_the_docstrings():
-    failed, attempted = doctest.testmod(grids)
-    assert attempted > 15
-    assert failed == 0
 
 
 # --- fit ---------------------------------------------------------------------------------------------------------
@@ -296,7 +289,7 @@ def test_cover_looks_at_the_tissue_only():
 def test_cover_in_several_batches(monkeypatch):
     spots, lattice = np.random.default_rng(0).uniform(0, 60, (200, 2)), Lattice.hexagonal(1.0)
     whole = lattice.cover(spots, 2.5)
-    monkeypatch.setattr(grids, "BATCH", 100)
+    monkeypatch.setattr("sthisto.grids._lattice.BATCH", 100)
     np.testing.assert_array_equal(lattice.cover(spots, 2.5), whole)
     assert lattice.cover([], 2.5).shape == (0, 2)
 
