@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from sthisto import grids
 from sthisto.grids import Lattice, hold_out, nearest, spacing, within
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
