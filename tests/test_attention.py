@@ -115,6 +115,12 @@ def test_restored_from_its_state_it_says_the_same() -> None:
     np.testing.assert_array_equal(again.predict(points), model.predict(points))
 
 
+def test_the_state_of_an_earlier_version_is_refused() -> None:
+    state = fit(section())[0].state()
+    with pytest.raises(ValueError, match=r"earlier sthisto.*Fit again"):
+        Attention().restore(state | {"loadings": state["loadings"][0]})
+
+
 def test_a_second_section_of_the_same_tissue_helps_and_a_contrary_one_is_left_apart() -> None:
     few, whole = section(n=40, noise=1.5), section(n=300, seed=4, name="b", noise=1.5)
     contrary = Section(

@@ -155,7 +155,15 @@ class Attention:
         return dict(self._state)
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what :meth:`state` gave."""
+        """Take up what :meth:`state` gave.
+
+        Raises
+        ------
+        ValueError
+            It is of an earlier version, where all sections had the same loadings.
+        """
+        if state["loadings"].ndim != 3:
+            raise ValueError("the attention model was fitted by an earlier sthisto, with other loadings. Fit again.")
         self._state = dict(state)
 
     def _mixtures(self) -> Mixtures:
