@@ -135,14 +135,13 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         Pixels.find(adata, name, place, image, features_key) if reads_pixels(model, built) else None
         for name, place in places.items()
     ]
+    around = [
+        each.around(place.xy, built) if each else None for place, each in zip(places.values(), pixels, strict=True)
+    ]
+    read_key = features_key if reads_features else ""
     sections = [
-        replace(
-            section_of(
-                adata, place, features_key if reads_features else "", each.around(place.xy, built) if each else None
-            ),
-            expression=expression,
-        )
-        for place, expression, each in zip(places.values(), measured, pixels, strict=True)
+        replace(section_of(adata, place, read_key, patches), expression=expression)
+        for place, patches, expression in zip(places.values(), around, measured, strict=True)
     ]
     looks = _with_looks(adata, sections, places, features_key) if judge_genes and not reads_features else sections
     folds = folds_of(sections, random_state, spec.min_spots) if judge_genes else []
@@ -168,7 +167,7 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         genes=chosen,
         libraries=np.array(list(places), dtype=str),
         library_key=library_key or "",
-        features_key=features_key if reads_features else "",
+        features_key=read_key,
         layer=layer or "",
         seed=int(random_state),
         pitch=np.array([place.pitch for place in places.values()]),
