@@ -50,14 +50,17 @@ def inputs(data: Path, wanted: list[str], say: str = "attention") -> tuple[AnnDa
     return adata, {name: tables[name] for name in wanted}
 
 
-def score(adata: AnnData, table: AnnData, method: str, seed: int, epochs: int | None) -> tuple[float, float]:
+def score(adata: AnnData, table: AnnData, method: str, random_state: int, epochs: int | None) -> tuple[float, float]:
     """Give the adjusted Rand index with Gaussians and with k-means; NaN for the latter where nothing is embedded."""
     iterates = domains.METHODS[method].iterative
     params = {"epochs": epochs} if iterates and epochs else {}
-    sthisto.tl.spatial_domains(table, method, LAYERS, params=params, random_state=seed, progress=False)
+    sthisto.tl.spatial_domains(table, method, LAYERS, params=params, random_state=random_state, progress=False)
     if not EMBEDDING[method]:
         return _agreement(adata, table, table.obs["spatial_domain"]), np.nan
-    by = [domains.cluster(table.obsm[EMBEDDING[method]], how, LAYERS, seed=seed) for how in ("mixture", "kmeans")]
+    by = [
+        domains.cluster(table.obsm[EMBEDDING[method]], how, LAYERS, random_state=random_state)
+        for how in ("mixture", "kmeans")
+    ]
     return _agreement(adata, table, by[0]), _agreement(adata, table, by[1])
 
 
@@ -70,16 +73,16 @@ def _agreement(adata: AnnData, table: AnnData, found) -> float:
 def run(adata: AnnData, tables: dict[str, AnnData], arguments: argparse.Namespace) -> dict[tuple[str, str], list]:
     """Score, seconds and memory of every method on every input, a row a seed."""
     found = defaultdict(list)
-    for seed in arguments.seeds:
+    for random_state in arguments.seeds:
         for method in arguments.methods:
             for name, table in tables.items():
                 held, start, busy = resident_gb(), time.perf_counter(), time.process_time()
                 forget_peak()
-                scores = score(adata, table, method, seed, arguments.epochs)
+                scores = score(adata, table, method, random_state, arguments.epochs)
                 row = [*scores, time.perf_counter() - start, time.process_time() - busy, peak_gb() - held, peak_gb()]
                 found[method, name].append(row)
                 print(
-                    f"seed {seed} {method:8s} {name:9s} {table.n_obs} points: ARI {row[0]:.3f} ({row[1]:.3f}), "
+                    f"seed {random_state} {method:8s} {name:9s} {table.n_obs} points: ARI {row[0]:.3f} ({row[1]:.3f}), "
                     f"{row[2]:.0f} s ({row[3]:.0f} s busy), +{row[4]:.2f} GB, peak {row[5]:.2f} GB",
                     flush=True,
                 )

@@ -104,7 +104,7 @@ def ratio(options: argparse.Namespace) -> None:
         path = options.data / SECTIONS["C2"].image
         encoder = network(name, options.device)
         batch = BATCH[options.device.split(":")[0]]
-        loop = bare_loop(encoder, sample_patches(image, adata.obsm["spatial"], 112 / mpp, encoder.field), batch)
+        loop = bare_loop(encoder, sample_patches(image, adata.obsm["spatial"], 112 / mpp, encoder.input_size), batch)
 
         def extract(picture: Any) -> Callable[[], None]:
             settings = {"mpp": mpp, "batch_size": batch, "progress": False}  # noqa: B023
@@ -124,14 +124,14 @@ def ratio(options: argparse.Namespace) -> None:
 
 
 def bare_loop(encoder: Any, patches: NDArray[np.uint8], batch: int) -> Callable[[], None]:
-    """Forward passes alone: colours are normalised and lie on the device in the type that the network computes in."""
+    """Forward passes alone: colors are normalised and lie on the device in the type that the network computes in."""
     import torch  # noqa: PLC0415
 
-    colours = [encoder._colours(patches[i : i + batch]) for i in range(0, len(patches), batch)]
+    colors = [encoder._colors(patches[i : i + batch]) for i in range(0, len(patches), batch)]
 
     def loop() -> None:
         with torch.inference_mode(), encoder._autocast():
-            for each in colours:
+            for each in colors:
                 encoder._backbone.own(encoder._backbone(each))
             if encoder.device.type != "cpu":
                 torch.get_device_module(encoder.device).synchronize()
@@ -144,7 +144,7 @@ def share_of_products(encoder: Any, per_second: float) -> str:
     import torch  # noqa: PLC0415
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
-    patch = np.zeros((1, encoder.field, encoder.field, 3), np.uint8)
+    patch = np.zeros((1, encoder.input_size, encoder.input_size, 3), np.uint8)
     with FlopCounterMode(display=False) as counter:
         encoder(patch)
     n, kind = 8192, torch.bfloat16 if encoder.precision == "bfloat16" else torch.float32
@@ -182,7 +182,7 @@ def passes(options: argparse.Namespace) -> None:
     each = timed(lambda: encode(image, some, 112 / mpp, encoder, batch_size=batch)) / len(some)
     print(f"| map of C2 | points | tiles | of glass | passes a point | dense, s | a pass a point, s |\n{'|---' * 7}|")
     for name, xy in maps.items():
-        work = DenseTiles(image, xy, Tiling(112 / mpp, 56 / mpp, encoder.field, encoder.stride), encoder, batch)
+        work = DenseTiles(image, xy, Tiling(112 / mpp, 56 / mpp, encoder.input_size, encoder.stride), encoder, batch)
         features = np.zeros((len(xy), encoder.token_dim), np.float32)
         seconds = timed(lambda: list(work.steps(features, 0)))  # noqa: B023
         count = work.total - work.glass
@@ -213,7 +213,7 @@ def agreement(options: argparse.Namespace) -> None:
         f"| points | tiles share | window, um | largest difference | as a share of the deviation | r |\n{'|---' * 6}|"
     )
     for where, share, window in (("tile centres", 0.0, 1.0), ("spots", 0.25, 1.0), ("spots", 0.0, 1.0)):
-        tiling = Tiling(side, window * side, encoder.field, encoder.stride, share)
+        tiling = Tiling(side, window * side, encoder.input_size, encoder.stride, share)
         tiles, _, _ = tiling.reads(spots[:64])
         xy = tiling.centres(tiles[:64]) if where == "tile centres" else spots[:64]
         pooled = encode(image, xy, side, encoder, batch_size=batch)
@@ -336,8 +336,8 @@ def _as_in_memory(image: Image, corner: NDArray[np.uint8]) -> bool:
     xy = np.random.default_rng(1).uniform(1100, min(corner.shape[:2]) - 1100, (60, 2))
     held = open_image(corner)
     return all(
-        np.array_equal(sample_patches(image, xy, side, field), sample_patches(held, xy, side, field))
-        for side, field in ((224, 224), (1024, 256), (300, 224))
+        np.array_equal(sample_patches(image, xy, side, input_size), sample_patches(held, xy, side, input_size))
+        for side, input_size in ((224, 224), (1024, 256), (300, 224))
     )
 
 

@@ -4,7 +4,7 @@
     python benchmarks/gallery.py -o FOLDER --sections C2
 
 Says which markers are not in a section's table, and the size of every picture; one that is too large for the pages is
-an error. The sections of the first line may be shown with attribution, of C2 no licence is known.
+an error. The sections of the first line may be shown with attribution, of C2 no license is known.
 """
 
 import argparse

@@ -100,7 +100,7 @@ def score(truth: NDArray[np.float32], predicted: NDArray[np.float32]) -> tuple[f
 
 
 def run(
-    tissue: Tissue, hidden: Rows, models: Iterable[str], seed: int, beside: Tissue | None = None
+    tissue: Tissue, hidden: Rows, models: Iterable[str], random_state: int, beside: Tissue | None = None
 ) -> dict[str, list[float]]:
     """Figures of every model on the hidden spots: r, squared error, seconds to fit and to predict."""
     genes = tissue.genes(~hidden)
@@ -115,11 +115,11 @@ def run(
     for name in models:
         model = MODELS[name].load()()
         start = time.perf_counter()
-        model.fit(training, seed=seed, device="cpu", progress=False)
+        model.fit(training, random_state=random_state, device="cpu", progress=False)
         fitted = time.perf_counter()
         predicted = model.predict(points)
         figures[name] = [*score(truth, predicted), fitted - start, time.perf_counter() - fitted]
-    ceiling = pd.Series(noise_ceiling(tissue.adata.X[hidden], seed=seed), tissue.adata.var_names)[genes]
+    ceiling = pd.Series(noise_ceiling(tissue.adata.X[hidden], random_state=random_state), tissue.adata.var_names)[genes]
     return figures | {"ceiling": [float(np.nanmean(ceiling))]}
 
 
@@ -130,18 +130,18 @@ def main() -> None:
     for title, block in (("Half hidden at random", None), (f"Half hidden in blocks of {BLOCK:g} pitches", BLOCK)):
         table = Table(f"{title}: Pearson r / MSE")
         for name in arguments.sections:
-            for seed in range(arguments.seeds):
-                hidden = grids.hold_out(tissue(name).xy, 0.5, block=block, seed=seed)
-                for model, figures in run(tissue(name), hidden, arguments.models, seed).items():
+            for random_state in range(arguments.seeds):
+                hidden = grids.hold_out(tissue(name).xy, 0.5, block=block, random_state=random_state)
+                for model, figures in run(tissue(name), hidden, arguments.models, random_state).items():
                     table.add(name, model, *figures[:2])
                     if block is None and model in arguments.models:
                         seconds.add(name, model, *figures[2:])
         table.print()
     table = Table("Half hidden at random, a serial section beside it: Pearson r / MSE")
     for name in (name for name in arguments.sections if PARTNERS.get(name) in arguments.sections):
-        for seed in range(arguments.seeds):
-            hidden = grids.hold_out(tissue(name).xy, 0.5, seed=seed)
-            figures = run(tissue(name), hidden, arguments.models, seed, beside=tissue(PARTNERS[name]))
+        for random_state in range(arguments.seeds):
+            hidden = grids.hold_out(tissue(name).xy, 0.5, random_state=random_state)
+            figures = run(tissue(name), hidden, arguments.models, random_state, beside=tissue(PARTNERS[name]))
             for model, values in figures.items():
                 table.add(f"{name} with {PARTNERS[name]}", model, *values[:2])
     if table.figures:

@@ -47,7 +47,7 @@ def main() -> None:
                 params={model: settings},
             )
             fitted = report["model"] == model
-            kept = report if label == arguments.models[-1][0] else report[fitted]  # yardsticks once
+            kept = report if label == arguments.models[-1][0] else report[fitted]  # reference_scores once
             reports.append(kept.assign(section=name, model=kept["model"].where(kept["model"] != model, label)))
     report = pd.concat(reports, ignore_index=True)
     if arguments.save:

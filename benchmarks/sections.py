@@ -28,37 +28,37 @@ WIDTH, FACTORS, FEATURES, GENES = 80, 12, 100, 1000  # of the synthetic sections
 
 
 def fit_and_score(
-    model: str, training: list[Section], points: Section, truth: NDArray[np.float32], seed: int
+    model: str, training: list[Section], points: Section, truth: NDArray[np.float32], random_state: int
 ) -> tuple[float, float]:
     """Figures of one model on hidden spots."""
     fitted = MODELS[model].load()()
-    fitted.fit(training, seed=seed, device="cpu", progress=False)
+    fitted.fit(training, random_state=random_state, device="cpu", progress=False)
     return score(truth, fitted.predict(points))
 
 
-def beside(tissue: Tissue, other: Tissue, models: list[str], seed: int) -> dict[str, tuple[float, float]]:
+def beside(tissue: Tissue, other: Tissue, models: list[str], random_state: int) -> dict[str, tuple[float, float]]:
     """Half of a section, alone and with another one, on the genes of both."""
-    hidden = grids.hold_out(tissue.xy, 0.5, seed=seed)
+    hidden = grids.hold_out(tissue.xy, 0.5, random_state=random_state)
     genes = tissue.genes(~hidden).intersection(other.adata.var_names, sort=False)
     own, second = tissue.section(~hidden, genes), other.section(everything(other), genes)
     points, truth = tissue.section(hidden), tissue.expression(hidden, genes)
     found = {}
     for model in models:
-        found[f"{model} alone"] = fit_and_score(model, [own], points, truth, seed)
-        found[f"{model} beside"] = fit_and_score(model, [own, second], points, truth, seed)
+        found[f"{model} alone"] = fit_and_score(model, [own], points, truth, random_state)
+        found[f"{model} beside"] = fit_and_score(model, [own, second], points, truth, random_state)
     return found
 
 
-def towards(source: Tissue, target: Tissue, models: list[str], seed: int) -> dict[str, tuple[float, float]]:
+def towards(source: Tissue, target: Tissue, models: list[str], random_state: int) -> dict[str, tuple[float, float]]:
     """Nine tenths of a section, with nothing of it measured and with the last tenth, from another one."""
-    hidden = grids.hold_out(target.xy, 1 - FEW, seed=seed)
+    hidden = grids.hold_out(target.xy, 1 - FEW, random_state=random_state)
     genes = source.genes(everything(source)).intersection(target.adata.var_names, sort=False)
     known, few = source.section(everything(source), genes), target.section(~hidden, genes)
     points, truth = target.section(hidden), target.expression(hidden, genes)
     found = {"gene mean": score(truth, np.tile(known.expression.mean(axis=0), (len(truth), 1)))}
     for model in models:
-        found[f"{model}, none"] = fit_and_score(model, [known], points, truth, seed)
-        found[f"{model}, {FEW:.0%}"] = fit_and_score(model, [known, few], points, truth, seed)
+        found[f"{model}, none"] = fit_and_score(model, [known], points, truth, random_state)
+        found[f"{model}, {FEW:.0%}"] = fit_and_score(model, [known, few], points, truth, random_state)
     return found
 
 
@@ -66,9 +66,9 @@ def everything(tissue: Tissue) -> Rows:
     return np.ones(len(tissue.xy), dtype=bool)
 
 
-def synthetic(n_sections: int, n_spots: int, seed: int = 0) -> list[Section]:
+def synthetic(n_sections: int, n_spots: int, random_state: int = 0) -> list[Section]:
     """Sections of one tissue, each a little off the one before, with counts of 1 000 genes."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     waves, phase = rng.normal(scale=0.15, size=(2, FACTORS)), rng.uniform(0, 6, FACTORS)
     shown, loadings = rng.normal(size=(FACTORS, FEATURES)), rng.normal(scale=0.5, size=(FACTORS, GENES))
     xy = np.stack(np.divmod(np.arange(n_spots), WIDTH)[::-1], axis=1).astype(float)
@@ -92,7 +92,7 @@ def scale(n_sections: int, n_spots: int) -> None:
     sections = synthetic(n_sections, n_spots)
     before, start = peak(), time.perf_counter()
     model = MODELS["attention"].load()()
-    model.fit(sections, seed=0, device="cpu", progress=True)
+    model.fit(sections, random_state=0, device="cpu", progress=True)
     seconds = time.perf_counter() - start
     frames = len(np.unique(model.state()["frames_frame"]))
     print(f"{n_sections} sections of {n_spots} spots, {GENES} genes: {seconds:.0f} s, peak {peak():.2f} GB")
@@ -107,12 +107,12 @@ def peak() -> float:
 def compare(arguments: argparse.Namespace) -> None:
     tissue = cache(lambda name: Tissue.of(name, arguments.data))
     tables = Table("Half hidden at random, alone and beside another section"), Table("From another section")
-    for seed in range(arguments.seeds):
+    for random_state in range(arguments.seeds):
         for name, other in BESIDE:
-            for model, figures in beside(tissue(name), tissue(other), arguments.models, seed).items():
+            for model, figures in beside(tissue(name), tissue(other), arguments.models, random_state).items():
                 tables[0].add(f"{name} with {other}", model, *figures)
         for name, other in TOWARDS:
-            for model, figures in towards(tissue(name), tissue(other), arguments.models, seed).items():
+            for model, figures in towards(tissue(name), tissue(other), arguments.models, random_state).items():
                 tables[1].add(f"{name} to {other}", model, *figures)
     for table in tables:
         table.print()

@@ -41,7 +41,7 @@ class Pools:
 
     @classmethod
     def of(cls, xy: NDArray[np.float64]) -> "Pools":
-        """Pool neighbours on the lattice of the spots."""
+        """Pool neighbors on the lattice of the spots."""
         lattice = grids.Lattice.fit(xy)
         hexagonal = lattice.kind == "hexagonal"
         pool = hexagons(lattice.index(xy)) if hexagonal else lattice.index(xy) // 2
@@ -81,7 +81,7 @@ def coarsen(fine: AnnData, name: str, data: Path, pools: Pools, counts: sparse.c
 
 
 def run(
-    fine: AnnData, coarse: AnnData, truth: NDArray[np.float32], models: list[str], seed: int
+    fine: AnnData, coarse: AnnData, truth: NDArray[np.float32], models: list[str], random_state: int
 ) -> Iterator[tuple[str, float]]:
     """Mean r at the true spots, of the nearest coarse spot and of every model."""
     xy = np.asarray(fine.obsm["spatial"], dtype=float)
@@ -89,7 +89,7 @@ def run(
     yield "nearest", mean_r(truth, coarse[nearest, coarse.var["highly_variable"]].X.toarray())
     for model in models:
         params = {"n_neighbors": NEIGHBOURS} if model == "idw" else None
-        sthisto.tl.fit(coarse, model, params=params, random_state=seed, progress=False)
+        sthisto.tl.fit(coarse, model, params=params, random_state=random_state, progress=False)
         dense = sthisto.tl.upsample(coarse, xy, features=np.asarray(fine.obsm["X_histo"]), progress=False)
         yield model, mean_r(truth, dense.X)
 
@@ -107,11 +107,11 @@ def main() -> None:
         fine = read(name, arguments.data)
         pools = Pools.of(np.asarray(fine.obsm["spatial"], dtype=float))
         print(f"{name}: {len(pools.xy)} coarse spots of {len(pools.rows)} true ones", flush=True)
-        for seed in range(arguments.seeds):
-            seen, judged = thin(sparse.csr_matrix(fine.X), seed=seed)
+        for random_state in range(arguments.seeds):
+            seen, judged = thin(sparse.csr_matrix(fine.X), random_state=random_state)
             coarse = coarsen(fine, name, arguments.data, pools, seen)
             truth = lognorm(judged[pools.rows])[:, coarse.var["highly_variable"].to_numpy()].toarray()
-            for model, r in run(fine[pools.rows], coarse, truth, arguments.models, seed):
+            for model, r in run(fine[pools.rows], coarse, truth, arguments.models, random_state):
                 table.add(name, model, r)
     table.print()
 

@@ -42,18 +42,18 @@ def measured(what: str) -> Iterator[None]:
     print(f"| {what} | {time.perf_counter() - start:.1f} | {peak_gb():.2f} |", flush=True)
 
 
-def rates(side: int, n_genes: int, seed: int = 0) -> Iterator[np.ndarray]:
+def rates(side: int, n_genes: int, random_state: int = 0) -> Iterator[np.ndarray]:
     """Yield the rate (side, side) of each gene: one of eight maps, sharp or soft, and how high it is."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     for gene in range(n_genes):
         x = maps(side)[gene % 8] * rng.uniform(0.5, 1.5)
         yield 0.05 * rng.gamma(2.0) * np.exp(x) / np.exp(x).mean()
 
 
-def maps(side: int, seed: int = 1) -> np.ndarray:
+def maps(side: int, random_state: int = 1) -> np.ndarray:
     """Smooth maps (8, side, side) of unit variance, from 20 to 100 um wide."""
     if side not in KEPT:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(random_state)
         made = [gaussian_filter(rng.normal(size=(side, side)).astype(np.float32), s) for s in np.linspace(10, 50, 8)]
         KEPT[side] = np.stack([each / each.std() for each in made])
     return KEPT[side]
@@ -71,8 +71,8 @@ def make(folder: Path, side: int, n_genes: int) -> None:
     adata.obsm["spatial"] = (np.stack([column, row], axis=1) + 0.5) * BIN_UM / MPP
     adata.obs["array_row"], adata.obs["array_col"] = row, column
     adata.write_h5ad(folder / "square_002um.h5ad")
-    colours = 180 + 25 * maps(side)[:6].reshape(2, 3, side, side).sum(axis=0)
-    fine = np.kron(colours.clip(0, 255).astype(np.uint8).transpose(1, 2, 0), np.ones((4, 4, 1), np.uint8))
+    colors = 180 + 25 * maps(side)[:6].reshape(2, 3, side, side).sum(axis=0)
+    fine = np.kron(colors.clip(0, 255).astype(np.uint8).transpose(1, 2, 0), np.ones((4, 4, 1), np.uint8))
     fine -= rng.integers(0, 20, fine.shape, dtype=np.uint8).clip(max=fine)
     tifffile.imwrite(folder / "image.btf", fine, bigtiff=True, tile=(256, 256), compression="zlib")
 

@@ -127,7 +127,7 @@ def write_registries(_app: object) -> None:
         f"| {spec.field} px, {spec.patch_um:g} um | {spec.reference} |"
         for name, spec in ENCODERS.items()
     ]
-    head = "| name | weights on the Hub | gated | licence | features | input | reference |\n"
+    head = "| name | weights on the Hub | gated | license | features | input | reference |\n"
     (HERE / "generated" / "encoders.txt").write_text(
         head + "|---|---|---|---|---|---|---|\n" + "\n".join(encoders) + "\n"
     )

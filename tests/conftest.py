@@ -22,10 +22,10 @@ import sthisto
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-class Colours:
+class Colors:
     """The cheapest encoder that keeps the contract: exact sums of the pixels, so no bit depends on the batch."""
 
-    name, dim, field, patch_um = "colours", 6, 8, 100.0
+    name, dim, input_size, patch_um = "colors", 6, 8, 100.0
 
     def __call__(self, patches):
         whole = patches.astype(np.int64)
@@ -35,19 +35,19 @@ class Colours:
 
 @pytest.fixture(scope="session")
 def encoder():
-    return Colours()
+    return Colors()
 
 
 @pytest.fixture(scope="session")
 def _section(encoder):
-    adata = sthisto.datasets.synthetic(100, n_genes=20, seed=1)
+    adata = sthisto.datasets.synthetic(100, n_genes=20, random_state=1)
     sthisto.pp.extract_features(adata, encoder, progress=False)
     return adata
 
 
 @pytest.fixture(scope="session")
 def _sections(encoder):
-    adata = sthisto.datasets.synthetic(60, n_genes=12, n_sections=2, seed=2)
+    adata = sthisto.datasets.synthetic(60, n_genes=12, n_sections=2, random_state=2)
     sthisto.pp.extract_features(adata, encoder, library_key="library", progress=False)
     return adata
 

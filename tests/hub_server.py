@@ -16,7 +16,7 @@ SMALL = 10_000  # bytes; larger files are in the large file storage, which tells
 @dataclass
 class Repository:
     files: dict[str, bytes]
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
     gated: bool = False
     allowed: set[str] = field(default_factory=set)  # tokens
     stated: dict[str, str] = field(default_factory=dict)  # SHA-256 that the Hub says of a file, where it is a wrong one
@@ -39,7 +39,7 @@ class Repository:
             "private": False,
             "gated": "auto" if self.gated else False,
             "tags": [],
-            "cardData": {"license": self.licence},
+            "cardData": {"license": self.license},
             "siblings": [self.file(name) for name in self.files],
         }
 

@@ -9,17 +9,17 @@ from scipy.spatial.distance import cdist, pdist
 
 from sthisto.models import Section
 from sthisto.models._factors import Factors, relative, spot_variance
-from sthisto.models._mixture import Values
-from sthisto.models._sections import Centring
+from sthisto.models._kernels import Values
+from sthisto.models._standardize import SectionStandardizer
 from sthisto.models.attention import Attention, _by_own_spots, _Pool
 from sthisto.models.gp import LEVEL, gauss, matern
 
 ONE = {"lengths": (3.0,), "feature_lengths": (1.0,), "looks": (0.4,), "noises": (0.5,)}
 
 
-def section(n: int = 80, seed: int = 0, name: str = "a", g: int = 8, noise: float = 0.3) -> Section:
+def section(n: int = 80, random_state: int = 0, name: str = "a", g: int = 8, noise: float = 0.3) -> Section:
     """Genes that follow place and look."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     xy = rng.uniform(0, 9, (n, 2))
     features = rng.normal(size=(n, 6))
     truth = np.column_stack([np.sin(xy[:, 0] / 2), np.cos(xy[:, 1] / 3), features[:, :2]]) @ weights(g)
@@ -31,9 +31,9 @@ def weights(g: int) -> NDArray[np.float64]:
     return np.random.default_rng(99).normal(size=(4, g))
 
 
-def fit(*sections: Section, seed: int = 0, **params: object) -> tuple[Attention, list[NDArray[np.float32]]]:
+def fit(*sections: Section, random_state: int = 0, **params: object) -> tuple[Attention, list[NDArray[np.float32]]]:
     model = Attention(**params)  # type: ignore[arg-type]
-    return model, model.fit(list(sections), seed=seed, device="cpu", progress=False)
+    return model, model.fit(list(sections), random_state=random_state, device="cpu", progress=False)
 
 
 def bare(spots: Section) -> Section:
@@ -58,7 +58,7 @@ def by_hand(spots: Section, points: Section, n_factors: int) -> NDArray[np.float
 
 
 def test_one_mixture_is_kriging_by_hand() -> None:
-    spots, points = section(), bare(section(seed=5))
+    spots, points = section(), bare(section(random_state=5))
     model, _ = fit(spots, n_factors=4, n_components=6, **ONE)
     np.testing.assert_allclose(model.predict(points), by_hand(spots, points, 4), atol=2e-4)
 
@@ -84,14 +84,14 @@ def test_held_back_factors_are_what_the_others_say_of_a_spot() -> None:
 
 
 def test_fewer_anchors_come_near_the_exact_map() -> None:
-    spots, points = section(n=300), bare(section(n=100, seed=1))
+    spots, points = section(n=300), bare(section(n=100, random_state=1))
     exact, few = fit(spots)[0].predict(points), fit(spots, n_anchors=150)[0].predict(points)
     assert not np.array_equal(exact, few)
     assert np.corrcoef(exact.ravel(), few.ravel())[0, 1] > 0.98
 
 
 def test_follows_place_and_look() -> None:
-    spots, elsewhere = section(n=200), section(n=100, seed=3)
+    spots, elsewhere = section(n=200), section(n=100, random_state=3)
     model, held_back = fit(spots)
     found = model.predict(bare(elsewhere))
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(found.T, elsewhere.expression.T, strict=True)]
@@ -102,16 +102,16 @@ def test_follows_place_and_look() -> None:
 def test_far_from_everything_it_says_the_gene_means() -> None:
     spots = section()
     model, _ = fit(spots)
-    far = Section(name="a", xy=np.full((1, 2), 1e6), features=np.full((1, 6), 1e6, dtype=np.float32))
-    away = np.abs(model.predict(far)[0] - spots.expression.mean(axis=0))  # the clipped look is still a look
+    extrapolated = Section(name="a", xy=np.full((1, 2), 1e6), features=np.full((1, 6), 1e6, dtype=np.float32))
+    away = np.abs(model.predict(extrapolated)[0] - spots.expression.mean(axis=0))  # the clipped look is still a look
     assert (away < 2 * spots.expression.std(axis=0)).all()
 
 
 def test_restored_from_its_state_it_says_the_same() -> None:
-    model, _ = fit(section(), section(seed=1, name="b"))
+    model, _ = fit(section(), section(random_state=1, name="b"))
     again = Attention()
     again.restore({name: array.copy() for name, array in model.state().items()})
-    points = bare(section(seed=2, name="b"))
+    points = bare(section(random_state=2, name="b"))
     np.testing.assert_array_equal(again.predict(points), model.predict(points))
 
 
@@ -122,11 +122,11 @@ def test_the_state_of_an_earlier_version_is_refused() -> None:
 
 
 def test_a_second_section_of_the_same_tissue_helps_and_a_contrary_one_is_left_apart() -> None:
-    few, whole = section(n=40, noise=1.5), section(n=300, seed=4, name="b", noise=1.5)
+    few, whole = section(n=40, noise=1.5), section(n=300, random_state=4, name="b", noise=1.5)
     contrary = Section(
         name="c", xy=whole.xy, features=whole.features, expression=np.ascontiguousarray(whole.expression[:, ::-1])
     )
-    points, truth = bare(section(n=200, seed=9)), section(n=200, seed=9, noise=0).expression
+    points, truth = bare(section(n=200, random_state=9)), section(n=200, random_state=9, noise=0).expression
 
     def score(*sections: Section) -> float:
         found = fit(*sections)[0].predict(points)
@@ -138,8 +138,8 @@ def test_a_second_section_of_the_same_tissue_helps_and_a_contrary_one_is_left_ap
 
 
 def test_a_few_measured_spots_are_better_than_none_and_than_alone() -> None:
-    few, whole = section(n=10, noise=0.7), section(n=300, seed=4, name="b", noise=0.7)
-    points, truth = bare(section(n=200, seed=9)), section(n=200, seed=9, noise=0).expression
+    few, whole = section(n=10, noise=0.7), section(n=300, random_state=4, name="b", noise=0.7)
+    points, truth = bare(section(n=200, random_state=9)), section(n=200, random_state=9, noise=0).expression
 
     def score(name: str, *sections: Section) -> float:
         found = fit(*sections)[0].predict(replace(points, name=name))
@@ -163,14 +163,14 @@ def test_where_place_is_known_to_others_only_the_own_spots_decide() -> None:
 
 
 def test_who_fits_is_found_pair_by_pair_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    a, b, other = section(n=150), section(n=150, seed=4, name="b"), section(n=150, seed=5, name="c")
+    a, b, other = section(n=150), section(n=150, random_state=4, name="b"), section(n=150, random_state=5, name="c")
     contrary = replace(other, expression=np.ascontiguousarray(other.expression[:, ::-1]))
     model, _ = fit(a, b, contrary)
-    kinship = model.state()["kinship"]
-    np.testing.assert_array_equal(kinship, kinship.T)
-    np.testing.assert_array_equal(np.diag(kinship), 1)
-    assert kinship[0, 1] > 0.9
-    assert (kinship[2, :2] < 0.1).all()
+    similarity = model.state()["kinship"]
+    np.testing.assert_array_equal(similarity, similarity.T)
+    np.testing.assert_array_equal(np.diag(similarity), 1)
+    assert similarity[0, 1] > 0.9
+    assert (similarity[2, :2] < 0.1).all()
     assert [record.args[0] for record in caplog.records] == ["c"]
     caplog.clear()
     fit(a, b)
@@ -179,7 +179,9 @@ def test_who_fits_is_found_pair_by_pair_and_told(caplog: pytest.LogCaptureFixtur
 
 def test_a_stranger_changes_nothing_but_the_factors() -> None:
     """Kinship 0: the others' anchors and values are as if it were not there."""
-    model, _ = fit(section(n=150), replace(section(n=150, seed=5, name="c"), features=noise((150, 6), 1)), n_factors=4)
+    model, _ = fit(
+        section(n=150), replace(section(n=150, random_state=5, name="c"), features=noise((150, 6), 1)), n_factors=4
+    )
     state = model.state()
     assert (state["kinship"] >= 0).all()
     alone = state["starts"][1] - state["starts"][0]
@@ -187,12 +189,12 @@ def test_a_stranger_changes_nothing_but_the_factors() -> None:
     assert alone == (300 if heard else 150)
 
 
-def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def noise(shape: tuple[int, ...], random_state: int) -> NDArray[np.float32]:
+    return np.random.default_rng(random_state).normal(size=shape).astype(np.float32)
 
 
 def test_memory_grows_with_the_sections_and_not_with_their_pairs() -> None:
-    sections = [section(n=60, seed=each, name=str(each)) for each in range(12)]
+    sections = [section(n=60, random_state=each, name=str(each)) for each in range(12)]
     held = {}
     for s in (6, 12):
         model, held_back = fit(*sections[:s], n_anchors=40, n_beside=30)
@@ -205,8 +207,8 @@ def test_memory_grows_with_the_sections_and_not_with_their_pairs() -> None:
 
 
 def test_the_pool_is_shared_out_evenly() -> None:
-    sections = [section(n=n, name=str(n), seed=n) for n in (5, 50, 51)]
-    pool = _Pool(sections, Centring.of(sections, with_features=True), np.random.default_rng(0))
+    sections = [section(n=n, name=str(n), random_state=n) for n in (5, 50, 51)]
+    pool = _Pool(sections, SectionStandardizer.of(sections, with_features=True), np.random.default_rng(0))
     rows = pool.fair(np.array([0, 1, 2]), 45)
     assert np.bincount(pool.section[rows]).tolist() == [5, 20, 20]
     np.testing.assert_array_equal(rows, np.unique(rows))
@@ -219,7 +221,7 @@ def test_the_pool_is_shared_out_evenly() -> None:
 
 def test_an_unseen_section_is_predicted_from_its_look() -> None:
     model, _ = fit(section(n=200))
-    stained = section(n=100, seed=8, name="other")
+    stained = section(n=100, random_state=8, name="other")
     found = model.predict(bare(stained))
     moved = Section(name="other", xy=stained.xy + 100, features=stained.features)
     np.testing.assert_array_equal(found, model.predict(moved))  # its place says nothing
@@ -249,12 +251,12 @@ def test_few_spots_borrow_the_gene_means_of_other_sections() -> None:
         )
         for name, n in parts
     ]
-    plain = Centring.of(sections, with_features=False)
+    plain = SectionStandardizer.of(sections, with_features=False)
     shrunk = plain.shrunk(sections)
     error = [[np.mean((each.mean_of(n) - truth - shift[n]) ** 2) for n in "abc"] for each in (plain, shrunk)]
     assert error[1][2] < 0.7 * error[0][2]
     np.testing.assert_allclose(error[1][:2], error[0][:2], rtol=0.2)
-    one = Centring.of(sections[:1], with_features=False)
+    one = SectionStandardizer.of(sections[:1], with_features=False)
     np.testing.assert_array_equal(one.shrunk(sections[:1]).gene_mean, one.gene_mean)
 
 

@@ -25,7 +25,7 @@ XY = RNG.uniform(0, 150, (90, 2))
 class Blurred:
     """Tokens through a fixed map, in float32 sums whose bits depend on their order; may break off."""
 
-    name, field, stride, patch_um, dim, token_dim = "blurred", 32, 4, 64.0, 5, 5
+    name, input_size, stride, patch_um, dim, token_dim = "blurred", 32, 4, 64.0, 5, 5
 
     def __init__(self, lasts=10**9, gain=1.0):
         self.left, self.gain = lasts, gain
@@ -115,7 +115,7 @@ KILLED = """
             time.sleep(0.03)
             return super().tokens(patches)
 
-    adata = datasets.synthetic(150, n_genes=10, seed=4)
+    adata = datasets.synthetic(150, n_genes=10, random_state=4)
     for dense in (False, True):
         cache = {cache!r} + str(dense)
         pp.extract_features(adata, Slow(), dense=dense, batch_size=4, cache=cache, progress=False, key_added=str(dense))
@@ -142,7 +142,7 @@ def test_killed_three_times(tmp_path):
         assert process.returncode == -signal.SIGKILL
         assert not out.exists()
     subprocess.run([sys.executable, script], check=True, capture_output=True)
-    adata = datasets.synthetic(150, n_genes=10, seed=4)
+    adata = datasets.synthetic(150, n_genes=10, random_state=4)
     for dense in (False, True):
         pp.extract_features(adata, Blurred(), dense=dense, batch_size=4, progress=False)
         assert_array_equal(np.load(out)[str(dense)], adata.obsm["X_histo"], strict=True)

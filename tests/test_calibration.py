@@ -7,16 +7,24 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from sthisto.uncertainty import Calibration, Familiar, HeldBack, Looked, Outcomes, Reach, Spread
+from sthisto.uncertainty import (
+    Calibration,
+    Covariates,
+    DistanceInflation,
+    HeldOutPredictions,
+    MeanVarianceTrend,
+    NoveltyDetector,
+    PredictiveDistribution,
+)
 
 
 def looked(n, distance=1.0, unlike=1.0):
-    return Looked(np.broadcast_to(float(distance), n).copy(), np.broadcast_to(float(unlike), n).copy())
+    return Covariates(np.broadcast_to(float(distance), n).copy(), np.broadcast_to(float(unlike), n).copy())
 
 
-def counts(n=400, g=40, *, seed=0, low=0.05, high=3.0):
+def counts(n=400, g=40, *, random_state=0, low=0.05, high=3.0):
     """Log-normalised Poisson counts and the means that they are about: most are 0 for rare genes."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_state)
     rate = np.geomspace(low, high, g) * random.uniform(0.5, 2, (n, 1)) * random.uniform(0.7, 1.4, (n, g))
     many = np.log1p(random.poisson(rate[None], (500, n, g))).mean(axis=0)
     return np.log1p(random.poisson(rate)).astype(np.float32), many.astype(np.float32)
@@ -24,13 +32,13 @@ def counts(n=400, g=40, *, seed=0, low=0.05, high=3.0):
 
 @pytest.fixture(scope="module")
 def calibration():
-    return Calibration.fit(HeldBack(*counts(), looked(400)))
+    return Calibration.fit(HeldOutPredictions(*counts(), looked(400)))
 
 
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
 @pytest.mark.parametrize("genes", [slice(0, 20), slice(20, 40)], ids=["rare", "common"])
 def test_the_randomised_transform_is_covered_as_often_as_said(calibration, level, genes):
-    measured, mean = counts(seed=1)
+    measured, mean = counts(random_state=1)
     less, up_to = calibration.cumulative(measured, mean, looked(400))
     assert (less <= up_to).all()
     even = (less + (up_to - less) * np.random.default_rng(2).uniform(size=less.shape))[:, genes]
@@ -38,7 +46,7 @@ def test_the_randomised_transform_is_covered_as_often_as_said(calibration, level
 
 
 def test_bounds_hold_at_least_as_often_as_said_and_are_the_quantiles(calibration):
-    measured, mean = counts(seed=1)
+    measured, mean = counts(random_state=1)
     low, high = calibration.interval(mean, looked(400), 0.9)
     assert low.dtype == high.dtype == np.float32
     assert (low >= 0).all()
@@ -72,33 +80,35 @@ def test_levels_that_are_no_probability(calibration, level):
 
 
 def test_rows_are_told_apart_however_many_there_are(calibration):
-    _, mean = counts(seed=3)
-    many, where = np.tile(mean, (7, 1)), Looked(np.linspace(0, 9, 2800), np.ones(2800))
+    _, mean = counts(random_state=3)
+    many, where = np.tile(mean, (7, 1)), Covariates(np.linspace(0, 9, 2800), np.ones(2800))
     whole = calibration.std(many, where)
     assert_array_equal(calibration.std(many[2040:2060], where[np.arange(2040, 2060)]), whole[2040:2060])
 
 
 def test_restored_it_gives_the_same_bits(calibration):
-    _, mean = counts(seed=3)
+    _, mean = counts(random_state=3)
     again = Calibration.restore({**calibration.state(), "other": np.zeros(3)})
-    where = Looked(np.linspace(0, 9, 400), np.linspace(0.5, 3, 400))
+    where = Covariates(np.linspace(0, 9, 400), np.linspace(0.5, 3, 400))
     assert_array_equal(again.std(mean, where), calibration.std(mean, where), strict=True)
     for found, expected in zip(again.interval(mean, where, 0.9), calibration.interval(mean, where, 0.9), strict=True):
         assert_array_equal(found, expected, strict=True)
     assert all(value.dtype.kind in "fi" for value in calibration.state().values())
 
 
-def kriged(n, g, distance, *, seed=0, unlike=None, look=0.0):
+def kriged(n, g, distance, *, random_state=0, unlike=None, look=0.0):
     """Residuals whose variance grows from 1 towards that of the gene, 4, with a length of 2 pitches."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_state)
     unlike = np.ones(n) if unlike is None else unlike
     variance = 1 + 3 * (1 - np.exp(-(distance - 1) / 2)) + look * (unlike - 1)
     mean = np.full((n, g), 5.0, np.float32)
-    return HeldBack((mean + np.sqrt(variance)[:, None] * random.normal(size=(n, g))).astype(np.float32), mean, None)
+    return HeldOutPredictions(
+        (mean + np.sqrt(variance)[:, None] * random.normal(size=(n, g))).astype(np.float32), mean, None
+    )
 
 
 def with_looks(held_back, distance, unlike):
-    return HeldBack(held_back.measured, held_back.predicted, Looked(distance, unlike))
+    return HeldOutPredictions(held_back.measured, held_back.predicted, Covariates(distance, unlike))
 
 
 def test_the_spread_grows_with_distance_as_it_does():
@@ -106,20 +116,20 @@ def test_the_spread_grows_with_distance_as_it_does():
     near, away = np.ones(n), random.uniform(1, 6, n)
     left_out = with_looks(kriged(n, g, near), near, np.ones(n))
     signal = np.sqrt(3) * random.normal(size=(n, g)).astype(np.float32)  # what the model explains near spots
-    left_out = HeldBack(left_out.measured + signal + 20, left_out.predicted + signal + 20, left_out.looked)
-    blocks = with_looks(kriged(n, g, away, seed=1), away, np.ones(n))
-    blocks = HeldBack(blocks.measured + 20, blocks.predicted + 20, blocks.looked)
+    left_out = HeldOutPredictions(left_out.measured + signal + 20, left_out.predicted + signal + 20, left_out.looked)
+    blocks = with_looks(kriged(n, g, away, random_state=1), away, np.ones(n))
+    blocks = HeldOutPredictions(blocks.measured + 20, blocks.predicted + 20, blocks.looked)
     calibration = Calibration.fit(left_out, blocks)
     distance = np.array([0, 1.0, 2.0, 4.0, 6.0])
-    std = calibration.std(np.full((5, g), 25, np.float32), Looked(distance, np.ones(5))).mean(axis=1)
+    std = calibration.std(np.full((5, g), 25, np.float32), Covariates(distance, np.ones(5))).mean(axis=1)
     assert_allclose(std, np.sqrt(1 + 3 * (1 - np.exp(-np.maximum(distance - 1, 0) / 2))), rtol=0.08)
-    far = calibration.std(np.full((1, g), 25, np.float32), looked(1, np.inf)).mean()
-    assert far == pytest.approx(2, rel=0.15)  # a section without measured spots: the gene's own deviation
+    extrapolated = calibration.std(np.full((1, g), 25, np.float32), looked(1, np.inf)).mean()
+    assert extrapolated == pytest.approx(2, rel=0.15)  # a section without measured spots: the gene's own deviation
     assert calibration.reach.tested == away.max()
 
 
 def test_without_blocks_it_does_not_grow():
-    calibration = Calibration.fit(HeldBack(*counts(), looked(400)))
+    calibration = Calibration.fit(HeldOutPredictions(*counts(), looked(400)))
     _, mean = counts()
     assert_array_equal(calibration.std(mean, looked(400, 50)), calibration.std(mean, looked(400)))
     assert calibration.reach.tested == 1
@@ -137,9 +147,9 @@ def test_the_spread_grows_on_unusual_tissue():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 30), min_size=2, max_size=8), st.integers(0, 20))
-def test_variance_never_shrinks_with_distance(distances, seed):
-    random = np.random.default_rng(seed)
-    reach = Reach.fit(
+def test_variance_never_shrinks_with_distance(distances, random_state):
+    random = np.random.default_rng(random_state)
+    reach = DistanceInflation.fit(
         random.chisquare(1, (60, 5)), random.uniform(1, 5, 60), random.uniform(0.5, 3, 60), random.uniform(0, 3, 5), 1.0
     )
     factor = reach(np.sort(distances), np.ones(len(distances)))
@@ -152,7 +162,7 @@ def test_the_distribution_of_normal_values_is_normal():
     """Where nothing is 0 the bounds are those of the normal distribution: an independent reference."""
     random = np.random.default_rng(0)
     mean = random.uniform(8, 12, (3000, 10))
-    outcomes = Outcomes.fit(mean + 0.7 * random.normal(size=mean.shape), mean, np.ones(mean.shape))
+    outcomes = PredictiveDistribution.fit(mean + 0.7 * random.normal(size=mean.shape), mean, np.ones(mean.shape))
     points, wider = np.full((1, 10), 10.0), np.ones((1, 10))
     for p in (0.05, 0.5, 0.9):
         assert_allclose(outcomes.quantile(p, points, wider).mean(), stats.norm(10, 0.7).ppf(p), atol=0.06)
@@ -162,7 +172,7 @@ def test_the_distribution_of_normal_values_is_normal():
 def test_zeros_are_as_many_as_a_poisson_count_has():
     random = np.random.default_rng(0)
     rate = random.uniform(0.2, 3, (4000, 10))
-    outcomes = Outcomes.fit(random.poisson(rate).astype(float), rate, np.ones(rate.shape))
+    outcomes = PredictiveDistribution.fit(random.poisson(rate).astype(float), rate, np.ones(rate.shape))
     points = np.array([[0.3], [1.0], [2.5]]) * np.ones(10)
     _, zero = outcomes.cumulative(np.zeros((3, 10)), points, np.ones((3, 10)))
     assert_allclose(zero.mean(axis=1), np.exp([-0.3, -1, -2.5]), atol=0.04)
@@ -173,7 +183,7 @@ def test_genes_without_any_counts_or_without_zeros():
     measured = random.uniform(1, 2, (50, 3)).astype(np.float32)
     measured[:, 0] = 0
     mean = np.tile(measured.mean(axis=0), (50, 1))
-    calibration = Calibration.fit(HeldBack(measured, mean, looked(50)))
+    calibration = Calibration.fit(HeldOutPredictions(measured, mean, looked(50)))
     low, high = calibration.interval(mean, looked(50), 0.9)
     assert np.isfinite(low).all()
     assert high[:, 0].max() == 0
@@ -184,14 +194,14 @@ def test_spots_that_were_not_held_back_do_not_count():
     measured, mean = counts(n=60)
     some = mean.copy()
     some[30:] = np.nan
-    partly = Calibration.fit(HeldBack(measured, some, looked(60))).state()
-    for name, value in Calibration.fit(HeldBack(measured[:30], mean[:30], looked(30))).state().items():
+    partly = Calibration.fit(HeldOutPredictions(measured, some, looked(60))).state()
+    for name, value in Calibration.fit(HeldOutPredictions(measured[:30], mean[:30], looked(30))).state().items():
         assert_array_equal(partly[name], value)
 
 
 def test_near_spots_it_is_the_plain_spread(calibration):
     measured, mean = counts()
-    plain = Spread.fit(measured, mean)(mean)
+    plain = MeanVarianceTrend.fit(measured, mean)(mean)
     ratio = calibration.std(mean, looked(400)) / plain
     assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
     assert ratio[0, 0] == pytest.approx(1, abs=0.05)
@@ -202,7 +212,7 @@ def test_near_spots_it_is_the_plain_spread(calibration):
 
 def test_one_in_a_hundred_usual_points_is_unusual_and_a_stranger_is():
     random = np.random.default_rng(0)
-    known = Familiar.fit([random.normal(size=(1500, 6)).astype(np.float32)], seed=0)
+    known = NoveltyDetector.fit([random.normal(size=(1500, 6)).astype(np.float32)], random_state=0)
     fresh = random.normal(size=(4000, 6)).astype(np.float32)
     unlike = known(fresh, 0)
     assert np.median(unlike) == pytest.approx(1, abs=0.05)
@@ -213,14 +223,14 @@ def test_one_in_a_hundred_usual_points_is_unusual_and_a_stranger_is():
 def test_gaps_between_kinds_of_tissue_are_unusual():
     random = np.random.default_rng(0)
     kinds = np.repeat([[-5.0], [5.0]], 100, axis=0) + 0.3 * random.normal(size=(200, 4))
-    known = Familiar.fit([kinds.astype(np.float32)], seed=0)
+    known = NoveltyDetector.fit([kinds.astype(np.float32)], random_state=0)
     assert known.unusual(known(np.zeros((1, 4), np.float32), 0)).all()  # it is the very mean
 
 
 def test_stains_differ_by_section():
     random = np.random.default_rng(0)
     one = random.normal(size=(200, 4)).astype(np.float32)
-    known = Familiar.fit([one, 3 * one + 40], seed=0)
+    known = NoveltyDetector.fit([one, 3 * one + 40], random_state=0)
     assert_allclose(known(3 * one[:20] + 40, 1), known(one[:20], 0), rtol=1e-3)
     assert known.unusual(known(3 * one[:20] + 40, 0)).all()
     assert not known.unusual(known(3 * one + 40, -1)).all()  # a new section is standardised by itself
@@ -230,7 +240,7 @@ def test_a_training_spot_is_looked_up_without_itself():
     random = np.random.default_rng(0)
     features = random.normal(size=(300, 4)).astype(np.float32)
     features[7] = 9
-    known = Familiar.fit([features], seed=0)
+    known = NoveltyDetector.fit([features], random_state=0)
     seen = known(features, 0, seen=True)
     assert seen.argmax() == 7
     assert np.median(seen) == pytest.approx(1, rel=1e-6)
@@ -239,10 +249,10 @@ def test_a_training_spot_is_looked_up_without_itself():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 9), st.integers(6, 60))
-def test_files_keep_what_is_familiar(d, seed, n):
-    features = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
-    known = Familiar.fit([features], seed=seed)
-    again = Familiar.restore({name: np.array(value) for name, value in known.state().items()})
+def test_files_keep_what_is_familiar(d, random_state, n):
+    features = np.random.default_rng(random_state).normal(size=(n, d)).astype(np.float32)
+    known = NoveltyDetector.fit([features], random_state=random_state)
+    again = NoveltyDetector.restore({name: np.array(value) for name, value in known.state().items()})
     assert_array_equal(again(features, 0), known(features, 0))
     assert again.limit == known.limit
-    assert Familiar.restore({}) is None
+    assert NoveltyDetector.restore({}) is None

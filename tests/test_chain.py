@@ -30,7 +30,7 @@ def _close():
 
 @pytest.fixture(scope="module")
 def measured():
-    adata = sthisto.datasets.synthetic(150, n_genes=30, seed=3)
+    adata = sthisto.datasets.synthetic(150, n_genes=30, random_state=3)
     assert "X_histo" not in adata.obsm
     return adata
 
@@ -54,7 +54,7 @@ def follows_the_tissue(table, adata, key):
 
 
 def drawn(figure):
-    """How many colours a figure shows."""
+    """How many colors a figure shows."""
     figure.canvas.draw()
     return len(np.unique(np.asarray(figure.canvas.buffer_rgba()).reshape(-1, 4), axis=0))
 

@@ -47,9 +47,9 @@ def described(section, tmp_path_factory):
     return path
 
 
-def counts_table(n_spots=64, n_genes=1500, seed=0):
+def counts_table(n_spots=64, n_genes=1500, random_state=0):
     """Raw counts on a square array, genes of very different levels."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_state)
     level = 10 ** random.uniform(-1.8, 1.5, n_genes)
     counts = random.poisson(level * random.gamma(2, 0.5, (n_spots, n_genes)))
     side = int(np.ceil(np.sqrt(n_spots)))
@@ -95,7 +95,7 @@ def test_a_fit_is_that_of_the_function_in_both_files(described, tmp_path, capsys
     sthisto.tl.fit(expected, "ridge", genes=genes, params=params, progress=False)
     sthisto.tl.predict(expected)
     made = ad.read_h5ad(out)
-    assert made.uns["sthisto"]["fit"]["sthisto"]["seed"] == 7
+    assert made.uns["sthisto"]["fit"]["sthisto"]["random_state"] == 7
     sthisto.tl.predict(made)
     assert_array_equal(made.layers["sthisto"], expected.layers["sthisto"])
     sthisto.tl.load(alone, adata := ad.read_h5ad(described))
@@ -147,12 +147,12 @@ def test_bounds_of_new_measurements(path, section, tmp_path, capsys):
 
 
 def test_genes_are_judged_and_the_map_conserves(path, section, tmp_path, capsys):
-    options = "--model", "ridge", "--judge-genes", "--conserve"
+    options = "--model", "ridge", "--test-genes", "--match-spot-means"
     told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", *options)
     expected = section.copy()
     sthisto.pp.extract_features(expected, progress=False)
-    sthisto.tl.fit(expected, "ridge", judge_genes=True, progress=False)
-    expected = sthisto.tl.upsample(expected, 2, conserve=True, progress=False)
+    sthisto.tl.fit(expected, "ridge", test_genes=True, progress=False)
+    expected = sthisto.tl.upsample(expected, 2, match_spot_means=True, progress=False)
     dense = ad.read_h5ad(tmp_path / "dense.h5ad")
     assert_array_equal(dense.X, expected.X)
     for column in ("pcc_heldout", "qvalue_heldout"):
@@ -324,14 +324,14 @@ def test_a_picture_of_genes(described, tmp_path, capsys):
 
 def test_the_demo_scores_hidden_spots_only(tmp_path, capsys, monkeypatch):
     small = sthisto.datasets.synthetic(50, n_genes=20)
-    monkeypatch.setattr(sthisto.datasets, "synthetic", lambda seed: small.copy())
+    monkeypatch.setattr(sthisto.datasets, "synthetic", lambda random_state: small.copy())
     monkeypatch.setattr(_demo, "MODEL", "ridge")
     folder = tmp_path / "new" / "demo"
     assert run("demo", "-o", folder, "--quiet") == 0
     table = capsys.readouterr().out.splitlines()
     scores = {row.split()[0]: [float(each) for each in row.split()[1:]] for row in table[2:4]}
     expected = small.copy()
-    hidden = sthisto.grids.hold_out(expected.obsm["spatial"], 0.5, seed=0)
+    hidden = sthisto.grids.hold_out(expected.obsm["spatial"], 0.5, random_state=0)
     expected.obs["kept"] = ~hidden
     expected.X = np.where(hidden[:, None], 1.5, small.X.toarray())  # what is hidden cannot matter
     sthisto.tl.fit(expected, "idw", train_on="kept", progress=False)

@@ -22,7 +22,7 @@ def adata():
 
 @pytest.fixture(scope="module")
 def pair():
-    return synthetic(150, n_sections=2, seed=3)
+    return synthetic(150, n_sections=2, random_state=3)
 
 
 def picture(adata, library="synthetic_0"):
@@ -52,12 +52,14 @@ def test_what_is_in_the_object(adata):
     pitch_um=st.floats(20, 300),
     px_a_pitch=st.floats(8, 25),
     rotation=st.floats(-180, 180),
-    seed=st.integers(0, 1000),
+    random_state=st.integers(0, 1000),
 )
 @settings(max_examples=25, deadline=None)
-def test_spots_form_the_array_that_was_asked_for(n, array, pitch_um, px_a_pitch, rotation, seed):
+def test_spots_form_the_array_that_was_asked_for(n, array, pitch_um, px_a_pitch, rotation, random_state):
     mpp = pitch_um / px_a_pitch
-    adata = synthetic(n, n_genes=10, array=array, pitch_um=pitch_um, mpp=mpp, rotation=rotation, seed=seed)
+    adata = synthetic(
+        n, n_genes=10, array=array, pitch_um=pitch_um, mpp=mpp, rotation=rotation, random_state=random_state
+    )
     number = adata.obs[["array_row", "array_col"]].to_numpy()
     turn = np.exp(1j * np.deg2rad(rotation))
     if array == "hexagonal":
@@ -74,13 +76,13 @@ def test_spots_form_the_array_that_was_asked_for(n, array, pitch_um, px_a_pitch,
     assert (xy < [width, height]).all()
 
 
-def test_neighbours_are_one_pitch_apart(adata):
+def test_neighbors_are_one_pitch_apart(adata):
     distance, _ = KDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=2)
     assert_allclose(np.median(distance[:, 1]), 100 / 2.0)
 
 
 def test_spots_lie_on_tissue_and_tissue_on_white():
-    adata = synthetic(400, seed=1)
+    adata = synthetic(400, random_state=1)
     image = uniform_filter(picture(adata).astype(float), (3, 3, 0))
     column, row = np.floor(adata.obsm["spatial"]).astype(int).T
     green = image[..., 1]  # eosin and haematoxylin both absorb green
@@ -108,7 +110,7 @@ def test_x_is_log1p_of_counts_per_ten_thousand(adata):
 
 def test_depth_is_the_mean_of_the_counts():
     for depth in (50.0, 4000.0):
-        total = synthetic(600, mpp=8, depth=depth, seed=2).layers["counts"].sum(axis=1)
+        total = synthetic(600, mpp=8, depth=depth, random_state=2).layers["counts"].sum(axis=1)
         assert_allclose(total.mean(), depth, rtol=0.1)
 
 
@@ -120,7 +122,7 @@ def test_a_spot_without_counts_is_zero_not_nan():
 
 
 def test_counts_scatter_about_the_truth():
-    adata = synthetic(1500, mpp=8, depth=20_000, seed=4)
+    adata = synthetic(1500, mpp=8, depth=20_000, random_state=4)
     truth = np.expm1(synthetic_truth(adata).astype(float)) / 1e4
     counts = adata.layers["counts"].toarray()
     assert_allclose(truth.sum(1), 1, rtol=1e-5)
@@ -140,10 +142,10 @@ def test_truth_at_the_spots_is_the_truth_at_their_positions(adata, pair):
     assert not np.allclose(own, synthetic_truth(pair, pair.obsm["spatial"][second], "synthetic_0"), atol=0.1)
 
 
-@given(seed=st.integers(0, 100), angle=st.floats(0, 6.3))
+@given(random_state=st.integers(0, 100), angle=st.floats(0, 6.3))
 @settings(max_examples=20, deadline=None)
-def test_truth_is_continuous_and_point_by_point(adata, seed, angle):
-    xy = np.random.default_rng(seed).uniform(0, 900, (30, 2))
+def test_truth_is_continuous_and_point_by_point(adata, random_state, angle):
+    xy = np.random.default_rng(random_state).uniform(0, 900, (30, 2))
     truth = synthetic_truth(adata, xy)
     near = synthetic_truth(adata, (xy + 0.01 * np.array([np.cos(angle), np.sin(angle)]))[::-1])[::-1]
     assert_allclose(near, truth, atol=0.02)
@@ -175,7 +177,7 @@ def test_regions_have_markers_with_steep_borders(adata):
 
 
 def test_the_picture_tells_of_the_visible_genes_and_not_of_the_hidden():
-    adata = synthetic(600, seed=5)
+    adata = synthetic(600, random_state=5)
     image = picture(adata).astype(np.float32)
     column, row = np.floor(adata.obsm["spatial"]).astype(int).T
     windows = [uniform_filter(layer, (size, size, 0)) for size in (25, 65) for layer in (image, image**2)]
@@ -219,7 +221,7 @@ def test_sections_differ_in_stain():
 
 
 def test_the_first_section_does_not_depend_on_the_number_of_sections(pair):
-    alone = synthetic(150, seed=3)
+    alone = synthetic(150, random_state=3)
     first = pair[pair.obs["library"] == "synthetic_0"]
     assert_array_equal(alone.layers["counts"].toarray(), first.layers["counts"].toarray())
     assert_array_equal(alone.obs_names, first.obs_names)
@@ -234,7 +236,7 @@ def test_the_scale_of_the_picture_changes_nothing_else():
 
 def test_seeds():
     state = np.random.get_state()[1].copy()  # noqa: NPY002  the global state is what must not move
-    one, again, other = synthetic(40, seed=8), synthetic(40, seed=8), synthetic(40, seed=9)
+    one, again, other = synthetic(40, random_state=8), synthetic(40, random_state=8), synthetic(40, random_state=9)
     assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
     assert_array_equal(one.X.toarray(), again.X.toarray())
     assert_array_equal(picture(one), picture(again))

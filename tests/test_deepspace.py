@@ -9,13 +9,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from sthisto.models import Section
-from sthisto.models import stnet as pixels
-from sthisto.models.deepspace import DeepSpace
-from sthisto.models.stnet import hold_back, load_backbone
+from sthisto.models.baselines import stnet as pixels
+from sthisto.models.baselines.deepspace import DeepSpace
+from sthisto.models.baselines.stnet import hold_back, load_backbone
 
 FIELD = 8
-SMALL = {"weights": "imagenet", "field": FIELD, "batch_size": 16, "learning_rate": 1e-2}
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+SMALL = {"weights": "imagenet", "input_size": FIELD, "batch_size": 16, "learning_rate": 1e-2}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 
 
 class Tiny(nn.Sequential):
@@ -36,8 +36,8 @@ def asked(monkeypatch):
     return calls
 
 
-def section(n=40, seed=0):
-    rng = np.random.default_rng(seed)
+def section(n=40, random_state=0):
+    rng = np.random.default_rng(random_state)
     patches = rng.integers(0, 256, (n, FIELD, FIELD, 3), dtype=np.uint8)
     expression = rng.gamma(2, 1, (n, 3)).astype(np.float32)
     return Section(name="a", xy=rng.uniform(0, 5, (n, 2)), expression=expression, patches=lambda rows: patches[rows])

@@ -18,17 +18,17 @@ PICTURE = RNG.integers(0, 256, (150, 170, 3), np.uint8)
 
 
 class Blocks:
-    """Tokens that are the mean colour of their own pixels: what a window ought to hold can be said without tiles."""
+    """Tokens that are the mean color of their own pixels: what a window ought to hold can be said without tiles."""
 
-    name, field, stride, patch_um, dim, token_dim = "blocks", 32, 4, 64.0, 3, 3
+    name, input_size, stride, patch_um, dim, token_dim = "blocks", 32, 4, 64.0, 3, 3
 
     def __init__(self, context=0.0):
-        self.context = context  # how much of the whole tile's colour a token has: a network's tokens know their tile
+        self.context = context  # how much of the whole tile's color a token has: a network's tokens know their tile
         self.passes = 0
 
     def tokens(self, patches):
         self.passes += len(patches)
-        side = self.field // self.stride
+        side = self.input_size // self.stride
         own = patches.reshape(len(patches), side, self.stride, side, self.stride, 3).mean(axis=(2, 4))
         return (own + self.context * own.mean(axis=(1, 2), keepdims=True)).astype(np.float32)
 
@@ -42,15 +42,15 @@ def opened(picture=PICTURE):
 
 def window_means(picture, xy, window, stride):
     """Mean over each window of the picture made of blocks, white beyond the border; pixel by pixel."""
-    far = 20 * stride
+    extrapolated = 20 * stride
     height, width = (-(-side // stride) * stride for side in picture.shape[:2])
-    padded = np.full((height + 2 * far, width + 2 * far, 3), 255.0)
-    padded[far : far + picture.shape[0], far : far + picture.shape[1]] = picture
+    padded = np.full((height + 2 * extrapolated, width + 2 * extrapolated, 3), 255.0)
+    padded[extrapolated : extrapolated + picture.shape[0], extrapolated : extrapolated + picture.shape[1]] = picture
     rows, columns = (side // stride for side in padded.shape[:2])
     blocks = padded.reshape(rows, stride, columns, stride, 3).mean(axis=(1, 3))
     flat = blocks.repeat(stride, 0).repeat(stride, 1)
     means = []
-    for x, y in xy + far:
+    for x, y in xy + extrapolated:
         inside = [
             np.clip(np.minimum(c + window / 2, np.arange(n) + 1) - np.maximum(c - window / 2, np.arange(n)), 0, None)
             for c, n in ((y, len(flat)), (x, flat.shape[1]))
@@ -169,7 +169,7 @@ def test_glass_is_not_worth_a_pass():
     features = np.zeros((3, 3), np.float32)
     assert [done for done, _ in work.steps(features, 0)][-1] == work.total
     assert 0 < work.glass < work.total
-    assert encoder.passes == work.total - work.glass + 1  # one flat tile stands for all glass of one colour
+    assert encoder.passes == work.total - work.glass + 1  # one flat tile stands for all glass of one color
     assert_allclose(features[1], [220, 207, 224], atol=4.1)
     assert_allclose(features[[0, 2]], window_means(slide, xy[[0, 2]], 16.0, 4), atol=4)
 
@@ -234,7 +234,7 @@ def test_upsample_reads_the_same_tokens(section, tmp_path):
 
 
 def test_what_dense_refuses(section, encoder, refuses):
-    with refuses(section, ValueError, "dense=True reads the tokens .* encoder 'colours' has none. Take dense=False"):
+    with refuses(section, ValueError, "dense=True reads the tokens .* encoder 'colors' has none. Take dense=False"):
         pp.extract_features(section, encoder, dense=True, progress=False)
     with refuses(section, ValueError, "encoder 'handcrafted' has none"):
         pp.extract_features(section, dense=True, progress=False)

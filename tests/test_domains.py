@@ -22,7 +22,7 @@ from sthisto.domains._graph import Graph, nearest_pairs, pairs_within
 
 FAST = {
     "stagate": {"epochs": 15, "hidden": 16, "dim": 4},
-    "stmask": {"epochs": 15, "hidden": 16, "latent": 8, "dim": 4, "neighbours": 6},
+    "stmask": {"epochs": 15, "hidden": 16, "latent": 8, "dim": 4, "neighbors": 6},
     "kmeans": {},
     "leiden": {"components": 5},
 }
@@ -37,8 +37,8 @@ def find(adata, method="stagate", n_domains=3, **options):
 # --- graphs --------------------------------------------------------------------------------------------------------
 
 
-def random_graph(n: int, seed: int, *, loops: bool = True):
-    rng = np.random.default_rng(seed)
+def random_graph(n: int, random_state: int, *, loops: bool = True):
+    rng = np.random.default_rng(random_state)
     pairs = np.argwhere(np.triu(rng.random((n, n)) < 0.3, 1))
     return pairs, Graph.of(pairs, n, loops=loops), rng
 
@@ -49,10 +49,10 @@ def matrix(graph: Graph, weights):
     ).toarray()
 
 
-@given(n=st.integers(1, 12), seed=st.integers(0, 99), loops=st.booleans())
+@given(n=st.integers(1, 12), random_state=st.integers(0, 99), loops=st.booleans())
 @settings(deadline=None, max_examples=25)
-def test_edges(n, seed, loops):
-    pairs, graph, _ = random_graph(n, seed, loops=loops)
+def test_edges(n, random_state, loops):
+    pairs, graph, _ = random_graph(n, random_state, loops=loops)
     expected = np.eye(n) if loops else np.zeros((n, n))
     expected[pairs[:, 0], pairs[:, 1]] = expected[pairs[:, 1], pairs[:, 0]] = 1
     assert_array_equal(matrix(graph, np.ones(len(graph.rows))), expected)
@@ -64,11 +64,11 @@ def test_edges(n, seed, loops):
     assert (graph.pair[torch.from_numpy(loop)] == len(pairs)).all()
 
 
-@given(n=st.integers(1, 12), seed=st.integers(0, 99))
+@given(n=st.integers(1, 12), random_state=st.integers(0, 99))
 @settings(deadline=None, max_examples=15)
-def test_what_travels_along_edges(n, seed):
+def test_what_travels_along_edges(n, random_state):
     """Sums, products, softmax and their gradients, against full matrices."""
-    _, graph, rng = random_graph(n, seed)
+    _, graph, rng = random_graph(n, random_state)
     weights = torch.from_numpy(rng.normal(size=len(graph.rows))).requires_grad_()
     x = torch.from_numpy(rng.normal(size=(n, 3))).requires_grad_()
     whole = torch.zeros(n, n, dtype=torch.float64).index_put((graph.rows, graph.columns), weights)
@@ -109,7 +109,7 @@ points = st.integers(2, 40).flatmap(
 
 @given(points, st.floats(0.5, 6))
 @settings(deadline=None, max_examples=40)
-def test_neighbours_within_a_radius(drawn, radius):
+def test_neighbors_within_a_radius(drawn, radius):
     xy, section = (np.array(each, dtype=kind) for each, kind in zip(drawn, (float, int), strict=True))
     near = (cdist(xy, xy) <= radius) & (section[:, None] == section)
     assert_array_equal(pairs_within(xy, section, radius), np.argwhere(np.triu(near, 1)))
@@ -117,7 +117,7 @@ def test_neighbours_within_a_radius(drawn, radius):
 
 @given(points, st.integers(1, 6))
 @settings(deadline=None, max_examples=40)
-def test_nearest_neighbours(drawn, k):
+def test_nearest_neighbors(drawn, k):
     """Each has its k nearest of its own section, as distances tell: which of several equal ones may differ."""
     xy, section = (np.array(each, dtype=kind) for each, kind in zip(drawn, (float, int), strict=True))
     pairs = nearest_pairs(xy, section, k)
@@ -177,7 +177,7 @@ def test_domains_are_named_by_size():
     embedding = np.concatenate([np.full((4, 2), 9.0), np.zeros((30, 2)), np.full((9, 2), -9.0)]).astype(np.float32)
     embedding += np.random.default_rng(0).normal(size=embedding.shape) / 10
     for how in ("mixture", "kmeans"):
-        found = domains.cluster(embedding, how, 3, seed=0)
+        found = domains.cluster(embedding, how, 3, random_state=0)
         assert found.tolist() == ["2"] * 4 + ["0"] * 30 + ["1"] * 9
         assert found.categories.tolist() == ["0", "1", "2"]
 
@@ -185,11 +185,11 @@ def test_domains_are_named_by_size():
 def test_leiden_finds_a_number_of_communities():
     rng = np.random.default_rng(0)
     embedding = (rng.normal(size=(160, 4)) + 20 * np.eye(4)[np.arange(160) // 40]).astype(np.float32)
-    assert agreement(leiden(embedding, 4, resolution=1.0, seed=0), np.arange(160) // 40) == 1
+    assert agreement(leiden(embedding, 4, resolution=1.0, random_state=0), np.arange(160) // 40) == 1
     with pytest.raises(ValueError, match=r"no resolution up to .* gave 3 communities \(found: .*4"):
-        leiden(embedding, 3, resolution=1.0, seed=0)
+        leiden(embedding, 3, resolution=1.0, random_state=0)
     with pytest.raises(ValueError, match="15 spots are too few for leiden"):
-        leiden(embedding[:15], None, resolution=1.0, seed=0)
+        leiden(embedding[:15], None, resolution=1.0, random_state=0)
 
 
 # --- the verb ------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_what_is_written(section, method):
     record = section.uns["sthisto"]["domains"]["spatial_domain"]
     assert record["method"] == method
     assert json.loads(record["params"]) == FAST[method]
-    assert (record["n_domains"], record["n_genes"], record["seed"], record["layer"]) == (3, 20, 4, "")
+    assert (record["n_domains"], record["n_genes"], record["random_state"], record["layer"]) == (3, 20, 4, "")
     assert all(isinstance(value, str | int | float) for value in record.values())
     assert ("last_train_loss" in record) == spec.iterative
     assert spec.reference
@@ -242,7 +242,7 @@ def test_survives_a_file_and_repeats(section, method, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["stagate", "stmask"])
-def test_sections_are_no_neighbours(sections, method):
+def test_sections_are_no_neighbors(sections, method):
     """What one section holds reaches the other through what is learnt alone: without learning, not at all."""
     params = FAST[method] | {"epochs": 1, "learning_rate": 0.0}
     params |= {"weight_decay": 0.0} if method == "stagate" else {"components": 12}
@@ -258,7 +258,7 @@ def test_sections_are_no_neighbours(sections, method):
         assert len(pairs) > 100
     if method == "stagate":
         one, other = (
-            each.embed(adata.obsm["own"].astype(np.float32), xy, section, seed=0, progress=False)
+            each.embed(adata.obsm["own"].astype(np.float32), xy, section, random_state=0, progress=False)
             for each, adata in zip(built, (sections, changed), strict=True)
         )
         assert_allclose(one[first], other[first], atol=1e-4)
@@ -344,7 +344,7 @@ def test_a_representation_of_ones_own(section):
     assert section.uns["sthisto"]["domains"]["spatial_domain"]["use_rep"] == "halves"
 
 
-def test_views_and_colours(section):
+def test_views_and_colors(section):
     section.uns["spatial_domain_colors"] = ["red"]
     view = section[:60]
     assert find(view).nunique() == 3

@@ -8,8 +8,8 @@ import zarr
 from numpy.testing import assert_array_equal
 
 from sthisto import images, pp
-from sthisto.encoders._ahead import ahead
 from sthisto.encoders._encode import encode
+from sthisto.encoders._prefetch import ahead
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
 
@@ -47,7 +47,7 @@ def test_features_are_in_the_order_of_the_points(encoder, batch_size):
     xy = np.random.default_rng(1).uniform(0, 90, (30, 2))
     image = images.open_image(PICTURE)
     found = encode(image, xy, 16.0, encoder, batch_size=batch_size)
-    assert_array_equal(found, encoder(images.sample_patches(image, xy, 16.0, encoder.field)), strict=True)
+    assert_array_equal(found, encoder(images.sample_patches(image, xy, 16.0, encoder.input_size)), strict=True)
 
 
 def test_work_can_start_anywhere():
@@ -72,7 +72,7 @@ def test_work_can_start_anywhere():
 def test_progress_counts_patches(encoder, capfd):
     encode(images.open_image(PICTURE), np.full((30, 2), 40.0), 16.0, encoder, progress=True)
     shown = capfd.readouterr().err
-    assert "colours features: 100%" in shown
+    assert "colors features: 100%" in shown
     assert "30/30" in shown
 
 
@@ -80,7 +80,7 @@ def test_the_crop_of_the_papers_scripts(section, encoder):
     """50 full-resolution pixels are patch_um=50 * mpp, at any scale."""
 
     class Fifty(type(encoder)):
-        field = 50
+        input_size = 50
 
     picture = section.uns["spatial"]["synthetic_0"]["images"]["hires"]
     for mpp in (2.0, 1.9):

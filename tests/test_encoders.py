@@ -28,9 +28,9 @@ TISSUE = np.array([225, 180, 205], np.uint8)
 NUCLEUS = np.array([90, 60, 130], np.uint8)
 
 
-def tissue(n, seed=0, side=256):
+def tissue(n, random_state=0, side=256):
     """Patches with structure at several scales."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     coarse = rng.integers(60, 230, (n, side // 32, side // 32, 3)).repeat(32, 1).repeat(32, 2)
     return np.clip(coarse + rng.integers(-25, 26, (n, side, side, 3)), 0, 255).astype(np.uint8)
 
@@ -84,9 +84,9 @@ def encoder(request):
 
 def test_output_is_what_the_registry_says(encoder):
     spec = ENCODERS[encoder.name]
-    assert (encoder.dim, encoder.field, encoder.patch_um) == (spec.dim, spec.field, spec.patch_um)
+    assert (encoder.dim, encoder.input_size, encoder.patch_um) == (spec.dim, spec.input_size, spec.patch_um)
     for n in (0, 1, 3):
-        rows = encoder(tissue(n, side=encoder.field))
+        rows = encoder(tissue(n, side=encoder.input_size))
         assert rows.shape == (n, spec.dim)
         assert rows.dtype == np.float32
 
@@ -94,7 +94,7 @@ def test_output_is_what_the_registry_says(encoder):
 @settings(max_examples=8, deadline=None)
 @given(order=st.permutations(range(19)), cut=st.integers(1, 18))
 def test_a_row_depends_on_its_own_patch_alone(encoder, order, cut):
-    patches = tissue(19, side=encoder.field)
+    patches = tissue(19, side=encoder.input_size)
     together = encoder(patches)
     shuffled = patches[order]
     apart = np.concatenate([encoder(shuffled[:cut]), encoder(shuffled[cut:])])
@@ -102,7 +102,7 @@ def test_a_row_depends_on_its_own_patch_alone(encoder, order, cut):
 
 
 def test_a_patch_alone_and_a_second_call_give_the_same_bits(encoder):
-    patches = tissue(17, side=encoder.field)
+    patches = tissue(17, side=encoder.input_size)
     together = encoder(patches)
     assert together.tobytes() == encoder(patches.copy()).tobytes()
     alone = np.concatenate([encoder(patch[None]) for patch in patches])
@@ -110,33 +110,33 @@ def test_a_patch_alone_and_a_second_call_give_the_same_bits(encoder):
 
 
 def test_memory_layout_does_not_matter(encoder):
-    patches = tissue(3, side=encoder.field)
+    patches = tissue(3, side=encoder.input_size)
     planes_first = np.ascontiguousarray(patches.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
     np.testing.assert_array_equal(encoder(planes_first), encoder(patches))
 
 
 def test_different_patches_give_different_rows(encoder):
-    assert len(np.unique(encoder(tissue(6, side=encoder.field)), axis=0)) == 6
+    assert len(np.unique(encoder(tissue(6, side=encoder.input_size)), axis=0)) == 6
 
 
 def test_global_random_state_is_left_alone(encoder):
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    patches = tissue(2, side=encoder.field)
+    patches = tissue(2, side=encoder.input_size)
     first = encoder(patches)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-    np.random.seed(4)  # noqa: NPY002
+    np.random.seed(4)
     np.testing.assert_array_equal(encoder(patches), first)
 
 
-@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 120, 180), (255, 0, 0)])
-def test_plain_patches_give_finite_values(encoder, colour):
-    plain = np.full((1, encoder.field, encoder.field, 3), colour, np.uint8)
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 120, 180), (255, 0, 0)])
+def test_plain_patches_give_finite_values(encoder, color):
+    plain = np.full((1, encoder.input_size, encoder.input_size, 3), color, np.uint8)
     assert np.isfinite(encoder(plain)).all()
 
 
 def test_patches_are_not_written_to(encoder):
-    patches = tissue(2, side=encoder.field)
+    patches = tissue(2, side=encoder.input_size)
     patches.flags.writeable = False
     encoder(patches)
 
@@ -146,7 +146,7 @@ def test_patches_are_not_written_to(encoder):
     [((2, 64, 64, 3), np.uint8), ((2, 256, 256, 4), np.uint8), ((256, 256, 3), np.uint8), ((2, 256, 256, 3), float)],
 )
 def test_other_patches_are_refused(encoder, shape, dtype):
-    with pytest.raises(ValueError, match=rf"uint8 .* \(n, {encoder.field}, {encoder.field}, 3\); got"):
+    with pytest.raises(ValueError, match=rf"uint8 .* \(n, {encoder.input_size}, {encoder.input_size}, 3\); got"):
         encoder(np.zeros(shape, dtype))
 
 
@@ -155,11 +155,11 @@ def test_other_patches_are_refused(encoder, shape, dtype):
 
 @dataclass
 class Own:
-    """An encoder of one's own: the mean colour."""
+    """An encoder of one's own: the mean color."""
 
     name: object = "own"
     dim: int = 3
-    field: int = 16
+    input_size: int = 16
     patch_um: float = 50.0
 
     def __call__(self, patches):
@@ -217,7 +217,7 @@ def build_own(name, spec, *, weights, device, pooling):
 
 
 class Middle(Own):
-    """The colour in the middle, and a record of what it was asked."""
+    """The color in the middle, and a record of what it was asked."""
 
     def __call__(self, patches):
         self.seen = [*getattr(self, "seen", []), len(patches)]
@@ -264,7 +264,7 @@ def test_threads_do_not_change_the_bits():
 
 @pytest.mark.parametrize("turn", [1, 2, 3, "mirror"])
 def test_quarter_turns_and_mirrors_change_nothing(turn):
-    patches = tissue(4, seed=1)
+    patches = tissue(4, random_state=1)
     turned = patches[:, :, ::-1] if turn == "mirror" else np.rot90(patches, turn, axes=(1, 2))
     encoder = encoders.load("handcrafted")
     np.testing.assert_allclose(encoder(turned), encoder(patches), rtol=1e-4, atol=2e-4)
@@ -290,8 +290,8 @@ def test_pure_stains_are_told_apart():
     for stain, other, vector in zip(
         ("haematoxylin", "eosin"), ("eosin", "haematoxylin"), handcrafted.HAEMATOXYLIN_EOSIN, strict=True
     ):
-        colour = np.round(256 * 10 ** (-0.5 * vector / np.linalg.norm(vector)) - 1)
-        found = features(np.full((1, 256, 256, 3), colour, np.uint8))
+        color = np.round(256 * 10 ** (-0.5 * vector / np.linalg.norm(vector)) - 1)
+        found = features(np.full((1, 256, 256, 3), color, np.uint8))
         assert found[f"mean_{stain}_512"] == pytest.approx(0.5, abs=0.01)
         assert found[f"mean_{other}_512"] == pytest.approx(0, abs=0.01)
 
@@ -302,9 +302,9 @@ def test_means_and_deviations_are_those_of_the_windows():
     for um, window in [(um, centred(densities(patches), um // 2)) for um in (32, 64, 128, 256)] + [
         (512, densities(halved(patches)))
     ]:
-        for c, colour in enumerate(("red", "green", "blue")):
-            np.testing.assert_allclose(found[f"mean_{colour}_{um}"], window[..., c].mean((1, 2)), rtol=1e-4)
-            np.testing.assert_allclose(found[f"deviation_{colour}_{um}"], window[..., c].std((1, 2)), rtol=1e-3)
+        for c, color in enumerate(("red", "green", "blue")):
+            np.testing.assert_allclose(found[f"mean_{color}_{um}"], window[..., c].mean((1, 2)), rtol=1e-4)
+            np.testing.assert_allclose(found[f"deviation_{color}_{um}"], window[..., c].std((1, 2)), rtol=1e-3)
         np.testing.assert_allclose(found[f"mean_chroma_{um}"], np.ptp(window, axis=-1).mean((1, 2)), rtol=1e-4)
 
 
@@ -349,9 +349,9 @@ def test_tilt_is_the_root_of_the_difference_between_halves():
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), radius=st.integers(1, 3))
-def test_binary_patterns_follow_their_definition(seed, radius):
-    maps = np.random.default_rng(seed).integers(0, 4, (1, 9, 9)).astype(np.float32)
+@given(random_state=st.integers(0, 2**32 - 1), radius=st.integers(1, 3))
+def test_binary_patterns_follow_their_definition(random_state, radius):
+    maps = np.random.default_rng(random_state).integers(0, 4, (1, 9, 9)).astype(np.float32)
     code = handcrafted.binary_patterns(maps, radius, 0.5)[0]
     clockwise = [(-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1)]
     for (y, x), value in np.ndenumerate(code):
@@ -362,7 +362,7 @@ def test_binary_patterns_follow_their_definition(seed, radius):
 
 
 def test_binary_patterns_agree_with_scikit_image_on_blocks():
-    # scikit-image interpolates the diagonal neighbours, which changes nothing where values are constant around them
+    # scikit-image interpolates the diagonal neighbors, which changes nothing where values are constant around them
     maps = np.kron(np.random.default_rng(0).integers(0, 2, (12, 12)), np.ones((8, 8))).astype(np.float32)
     ours = handcrafted.binary_patterns(maps[None], 1, 0.0)[0]
     theirs = local_binary_pattern(maps.astype(np.uint8), 8, 1, method="uniform")[1:-1, 1:-1]
@@ -404,9 +404,9 @@ def test_drawn_nuclei_are_counted_and_their_spacing_measured(count, step):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_scattered_nuclei_are_found_where_they_were_drawn(seed):
-    rng = np.random.default_rng(seed)
+@given(random_state=st.integers(0, 2**32 - 1))
+def test_scattered_nuclei_are_found_where_they_were_drawn(random_state):
+    rng = np.random.default_rng(random_state)
     places = np.empty((0, 2), int)
     for candidate in rng.integers(72, 184, (60, 2)):
         if not len(places) or np.hypot(*(places - candidate).T).min() >= 14:

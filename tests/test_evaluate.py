@@ -14,7 +14,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from sthisto import evaluation, grids, metrics, tl
 from sthisto.cli import main
-from sthisto.evaluation import Measured, Trial, choose_genes, compare, score
+from sthisto.evaluation import Dataset, Split, choose_genes, compare, score
 from sthisto.models import Section
 from sthisto.tl._sections import build
 
@@ -40,8 +40,8 @@ def by_gene(table, model, metric):
 class Spy:
     """A model that predicts a constant and notes what it is given."""
 
-    def fit(self, sections, *, seed, device, progress):
-        self.seen, self.seed = sections, seed
+    def fit(self, sections, *, random_state, device, progress):
+        self.seen, self.random_state = sections, random_state
         return [section.expression for section in sections]
 
     def predict(self, points):
@@ -65,7 +65,7 @@ def thirty_spots():
 def test_scores_are_those_of_a_fit_and_prediction_by_hand(section):
     adata = section.copy()
     table = evaluate(section, "ridge", counts_layer=None, random_state=4)
-    hidden = grids.hold_out(adata.obsm["spatial"], 0.5, seed=4)
+    hidden = grids.hold_out(adata.obsm["spatial"], 0.5, random_state=4)
     tl.fit(adata, "ridge", train_on=~hidden, random_state=4, progress=False)
     tl.predict(adata)
     truth, predicted = adata.X.toarray()[hidden], adata.layers["sthisto"][hidden]
@@ -88,10 +88,10 @@ def test_scores_are_those_of_a_fit_and_prediction_by_hand(section):
     assert "ceiling" not in set(table["model"])
 
 
-@given(seed=st.integers(0, 999), n=st.integers(3, 30))
+@given(random_state=st.integers(0, 999), n=st.integers(3, 30))
 @settings(max_examples=30, deadline=None)
-def test_a_gene_given_up_on_counts_as_zero_and_one_without_a_truth_not_at_all(seed, n):
-    rng = np.random.default_rng(seed)
+def test_a_gene_given_up_on_counts_as_zero_and_one_without_a_truth_not_at_all(random_state, n):
+    rng = np.random.default_rng(random_state)
     truth, predicted = rng.normal(size=(2, n, 4))
     truth[:, 0] = 2.0
     predicted[:, 1] = 5.0
@@ -105,8 +105,8 @@ def test_a_gene_given_up_on_counts_as_zero_and_one_without_a_truth_not_at_all(se
 
 def test_the_ceiling_is_that_of_the_hidden_counts(section):
     table = evaluate(section, random_state=3, genes=section.var_names[[4, 2]])
-    hidden = grids.hold_out(section.obsm["spatial"], 0.5, seed=3)
-    expected = metrics.noise_ceiling(section.layers["counts"][hidden].toarray(), seed=3)[[4, 2]]
+    hidden = grids.hold_out(section.obsm["spatial"], 0.5, random_state=3)
+    expected = metrics.noise_ceiling(section.layers["counts"][hidden].toarray(), random_state=3)[[4, 2]]
     assert_allclose(by_gene(table, "ceiling", "pearson"), expected, rtol=1e-5)
     assert 0 < mean(table, "idw") < mean(table, "ceiling") < 1
 
@@ -134,7 +134,7 @@ def test_what_is_hidden_changes_no_gene_and_no_bit_of_a_prediction(section, mode
     monkeypatch.setattr(
         kind, "predict", lambda self, points: predictions.append(original(self, points)) or predictions[-1]
     )
-    hidden = grids.hold_out(section.obsm["spatial"], 0.5, seed=0)
+    hidden = grids.hold_out(section.obsm["spatial"], 0.5, random_state=0)
     genes = []
     for change in (False, True):
         adata = section.copy()
@@ -156,10 +156,10 @@ def test_models_get_the_rows_that_are_left_and_are_asked_for_the_others():
     def patches(rows):
         return np.asarray(rows, dtype=np.uint8)[:, None, None, None]
 
-    trial = Trial(sections=[whole], hidden=[hidden], genes=["x", "y"])
-    table = trial.run("spy", spy, patches=[patches], seed=7, device="cpu")
+    trial = Split(sections=[whole], hidden=[hidden], genes=["x", "y"])
+    table = trial.run("spy", spy, patches=[patches], random_state=7, device="cpu")
     [seen] = spy.seen
-    assert spy.seed == 7
+    assert spy.random_state == 7
     assert spy.asked.expression is None
     for given_to, rows in ((seen, ~hidden), (spy.asked, hidden)):
         assert_array_equal(given_to.xy, whole.xy[rows])
@@ -175,7 +175,7 @@ def test_blocks_are_hidden_whole_and_random_spots_are_not(section):
     assert list(table["split"].unique()) == ["random", "block"]
     assert sorted(table["repeat"].unique()) == [0, 1]
     lattice = grids.Lattice.fit(section.obsm["spatial"])
-    hidden = grids.hold_out(section.obsm["spatial"], 0.5, block=3 * lattice.pitch, seed=2)
+    hidden = grids.hold_out(section.obsm["spatial"], 0.5, block=3 * lattice.pitch, random_state=2)
     adata = section.copy()
     genes = by_gene(table[(table["split"] == "block") & (table["repeat"] == 1)], "idw", "mse").index
     tl.fit(adata, "idw", train_on=~hidden, genes=genes, progress=False)
@@ -187,7 +187,7 @@ def test_blocks_are_hidden_whole_and_random_spots_are_not(section):
 
 
 def test_same_seed_same_table_and_another_seed_another(section):
-    tables = [evaluate(section.copy(), "attention", random_state=seed) for seed in (5, 5, 6)]
+    tables = [evaluate(section.copy(), "attention", random_state=random_state) for random_state in (5, 5, 6)]
     scores = [table[~table["metric"].isin(["seconds", "peak_memory_mb"])].reset_index(drop=True) for table in tables]
     pd.testing.assert_frame_equal(scores[0], scores[1])
     assert mean(tables[0], "attention") != mean(tables[2], "attention")
@@ -229,7 +229,7 @@ def test_large_sections_tell_of_rare_genes(sizes, least):
     rng = np.random.default_rng(0)
     sections = [Section(name=str(n), xy=rng.uniform(size=(n, 2))) for n in sizes]
     counts = [sparse.csr_matrix(rng.poisson([3, 0.5, 0.05, 0], (n, 4))) for n in sizes]
-    measured = Measured(sections=sections, expression=counts, genes=np.array(list("abcd")), counts=counts)
+    measured = Dataset(sections=sections, expression=counts, genes=np.array(list("abcd")), counts=counts)
     hidden = [np.arange(n) % 2 == 0 for n in sizes]
     assert measured.hide(hidden, n_genes=9).genes == (["a", "b"] if least else ["a", "b", "c"])
 
@@ -268,7 +268,7 @@ def test_nothing_but_the_figure_is_written(section):
 
 def test_the_score_over_all_spots_has_its_own_name_and_rewards_copying(section):
     table = evaluate(section, "idw", protocol="paper", random_state=2)
-    hidden = grids.hold_out(section.obsm["spatial"], 0.5, seed=2)
+    hidden = grids.hold_out(section.obsm["spatial"], 0.5, random_state=2)
     assert {m for m in table["metric"].unique() if not m.endswith("_all_spots")} == {"seconds", "peak_memory_mb"}
     assert set(table["model"]) == {"idw", "gene mean", "training values"}
     assert set(table["genes"]) == {"all spots"}
@@ -294,16 +294,16 @@ def test_memory_that_a_fit_takes_is_seen_though_it_is_given_back(megabytes):
             np.ones((megabytes, 2**17)).sum()
             return super().fit(sections, **options)
 
-    trial = Trial(sections=[thirty_spots()], hidden=[np.arange(30) < 10], genes=["x", "y"])
-    costs = trial.run("large", Large(), seed=0, device="cpu").set_index("metric")["value"]
+    trial = Split(sections=[thirty_spots()], hidden=[np.arange(30) < 10], genes=["x", "y"])
+    costs = trial.run("large", Large(), random_state=0, device="cpu").set_index("metric")["value"]
     assert abs(costs["peak_memory_mb"] - megabytes) < 40
     assert 0 < costs["seconds"] < 30
 
 
 def test_where_memory_cannot_be_read_it_is_nan(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation, "MEMORY", tmp_path / "statm")
-    trial = Trial(sections=[thirty_spots()], hidden=[np.arange(30) < 10], genes=["x", "y"])
-    costs = trial.run("spy", Spy(), seed=0, device="cpu").set_index("metric")["value"]
+    trial = Split(sections=[thirty_spots()], hidden=[np.arange(30) < 10], genes=["x", "y"])
+    costs = trial.run("spy", Spy(), random_state=0, device="cpu").set_index("metric")["value"]
     assert np.isnan(costs["peak_memory_mb"])
 
 
@@ -316,12 +316,14 @@ def scores(values, split="random", library="s"):
     return table.assign(split=split, library=library, gene=np.nan, metric="pearson", genes="given")
 
 
-@given(seed=st.integers(0, 999), n=st.integers(2, 12), confidence=st.floats(0.5, 0.99))
+@given(random_state=st.integers(0, 999), n=st.integers(2, 12), confidence=st.floats(0.5, 0.99))
 @settings(max_examples=30, deadline=None)
-def test_the_interval_is_that_of_a_paired_t_test(seed, n, confidence):
-    a, b = np.random.default_rng(seed).normal(size=(2, n))
+def test_the_interval_is_that_of_a_paired_t_test(random_state, n, confidence):
+    a, b = np.random.default_rng(random_state).normal(size=(2, n))
     a += 0.5
-    table = scores({"a": a, "b": b, "ceiling": np.ones(n)}).sample(frac=1, random_state=seed)  # order does not matter
+    table = scores({"a": a, "b": b, "ceiling": np.ones(n)}).sample(
+        frac=1, random_state=random_state
+    )  # order does not matter
     [row] = compare(table, confidence=confidence).to_dict("records")
     sign = 1 if row["model"] == "a" else -1
     expected = stats.ttest_rel(a, b).confidence_interval(confidence)

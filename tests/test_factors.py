@@ -11,9 +11,9 @@ from scipy.stats import norm
 from sthisto.models._factors import LOUDEST, Factors, forget, kept, leading, relative, spot_variance
 
 
-def weighted(n: int = 30, g: int = 9, seed: int = 0) -> tuple[NDArray[np.float64], ...]:
+def weighted(n: int = 30, g: int = 9, random_state: int = 0) -> tuple[NDArray[np.float64], ...]:
     """Expression, and variances of its spots."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     variance = rng.uniform(0.3, 3, n)
     y = rng.normal(size=(n, 2)) @ rng.normal(size=(2, g)) + np.sqrt(variance)[:, None] * rng.normal(size=(n, g))
     return y, variance

@@ -15,7 +15,7 @@ FLOORS = (
     {"grids", "images", "metrics", "uncertainty"},
     {"_training"},
     {"encoders"},
-    {"models", "domains", "_slide"},
+    {"models", "domains", "_data"},
     {"evaluation"},
     {"pp", "tl", "pl", "datasets"},
     {"", "cli", "__main__"},  # "" is the package itself, whose version the command line tells
@@ -24,7 +24,7 @@ FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in m
 TOP = len(FLOORS) - 1
 HEAVY = {"matplotlib", "scanpy", "spatialdata", "squidpy", "timm", "torch"}
 KNOW_TORCH = {"_training", "domains", "encoders", "models"}
-KNOW_ANNDATA = {"_slide", "datasets", "cli", "pl"}  # cli reads files; pl names the type in its signatures
+KNOW_ANNDATA = {"_data", "datasets", "cli", "pl"}  # cli reads files; pl names the type in its signatures
 SAY_NOTHING = {"utils", "helpers", "core", "base", "common", "manager"}
 
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -76,8 +76,8 @@ def test_a_module_imports_from_floors_below(file):
         ("grids", "from sthisto import tl", {"tl"}),
         ("grids", "def f():\n    from sthisto.models.gp import Gp", {"models"}),
         ("grids", "import sthisto.images", {"images"}),
-        ("models", "from sthisto._slide import Fit", {"_slide"}),
-        ("_slide", "from sthisto import models, grids", {"models"}),
+        ("models", "from sthisto._data import Fit", {"_data"}),
+        ("_data", "from sthisto import models, grids", {"models"}),
         ("pp", "if TYPE_CHECKING:\n    from sthisto import tl", {"tl"}),
         ("tl", "from sthisto import __version__", {""}),
         ("models", "from sthisto.models import Section\nfrom sthisto import _training", set()),

@@ -16,12 +16,12 @@ from sthisto.models.gp import LEVEL, Gp
 from sthisto.models.idw import Idw
 from sthisto.models.ridge import Ridge
 
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 
 
-def section(seed: int = 0, n: int = 60, name: str = "a", g: int = 12, noise: float = 0.3) -> Section:
+def section(random_state: int = 0, n: int = 60, name: str = "a", g: int = 12, noise: float = 0.3) -> Section:
     """Expression from the look (the same map everywhere) and from a smooth field of place (its own a section)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     shared = np.random.default_rng(99)
     xy, features = rng.uniform(0, 10, (n, 2)), rng.normal(size=(n, 6)).astype(np.float32)
     place = np.sin(xy @ rng.normal(0, 0.4, (2, 2)) + rng.uniform(0, 6, 2))
@@ -180,8 +180,8 @@ def test_points_far_from_every_spot_keep_what_the_look_says():
     model = Gp(mixes=(0.0,))
     train = section()
     model.fit([train], **RUN)
-    far = Section(name="a", xy=train.xy + 1e4, features=train.features)
-    predicted = model.predict(far)
+    extrapolated = Section(name="a", xy=train.xy + 1e4, features=train.features)
+    predicted = model.predict(extrapolated)
     assert_allclose(predicted, np.tile(predicted[0], (60, 1)), rtol=1e-5)  # the section's level
     assert_allclose(predicted[0], train.expression.mean(axis=0), atol=0.8)
 

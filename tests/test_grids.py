@@ -43,9 +43,9 @@ def square_of_sites(side):
     return np.indices((side, side)).reshape(2, -1).T
 
 
-def spots_on(lattice, index, *, keep=1.0, jitter=0.0, seed=0):
+def spots_on(lattice, index, *, keep=1.0, jitter=0.0, random_state=0):
     """Spots near some of the sites, in random order, with the index of each; none strays out of its site's cell."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_state)
     index = random.permutation(index)[: round(keep * len(index))]
     stray = random.normal(0, jitter, index.shape)
     stray /= np.maximum(1, np.linalg.norm(stray, axis=1, keepdims=True) / 0.45)
@@ -74,8 +74,8 @@ def assert_same_index(found, true):
 
 @few
 @given(lattices(), st.floats(0.4, 1), st.floats(0, 0.12), seeds)
-def test_fit_finds_a_lattice_with_gaps_and_jitter(lattice, keep, jitter, seed):
-    spots, index = spots_on(lattice, square_of_sites(14), keep=keep, jitter=jitter, seed=seed)
+def test_fit_finds_a_lattice_with_gaps_and_jitter(lattice, keep, jitter, random_state):
+    spots, index = spots_on(lattice, square_of_sites(14), keep=keep, jitter=jitter, random_state=random_state)
     found = Lattice.fit(spots)
     assert_same_index(found.index(spots), index)
     assert found.kind == lattice.kind
@@ -85,9 +85,11 @@ def test_fit_finds_a_lattice_with_gaps_and_jitter(lattice, keep, jitter, seed):
 
 @few
 @given(lattices(), seeds)
-def test_fit_counts_across_the_gaps_between_pieces_of_tissue(lattice, seed):
-    pieces = np.random.default_rng(seed).integers(-60, 60, (5, 1, 2)) + square_of_sites(12)
-    spots, index = spots_on(lattice, np.unique(pieces.reshape(-1, 2), axis=0), keep=0.5, jitter=0.12, seed=seed)
+def test_fit_counts_across_the_gaps_between_pieces_of_tissue(lattice, random_state):
+    pieces = np.random.default_rng(random_state).integers(-60, 60, (5, 1, 2)) + square_of_sites(12)
+    spots, index = spots_on(
+        lattice, np.unique(pieces.reshape(-1, 2), axis=0), keep=0.5, jitter=0.12, random_state=random_state
+    )
     assert_same_index(Lattice.fit(spots).index(spots), index)
 
 
@@ -124,8 +126,8 @@ def test_fit_follows_an_array_that_bends():
 
 @few
 @given(lattices(), st.floats(0, 360), st.floats(0.01, 100), st.floats(-1e5, 1e5), seeds)
-def test_fit_commutes_with_turning_scaling_and_moving(lattice, degrees, scale, move, seed):
-    spots, _ = spots_on(lattice, square_of_sites(8), keep=0.8, jitter=0.05, seed=seed)
+def test_fit_commutes_with_turning_scaling_and_moving(lattice, degrees, scale, move, random_state):
+    spots, _ = spots_on(lattice, square_of_sites(8), keep=0.8, jitter=0.05, random_state=random_state)
     found, moved = Lattice.fit(spots), Lattice.fit(scale * spots @ turn(degrees) + move)
     assert_same_lattice(
         moved, Lattice(scale * found.origin @ turn(degrees) + move, scale * found.basis @ turn(degrees))
@@ -137,8 +139,8 @@ def test_fit_commutes_with_turning_scaling_and_moving(lattice, degrees, scale, m
 def test_refits_of_an_array_have_the_same_basis_at_the_usual_angles(made, apart, turns):
     for degrees in turns:
         true = Lattice(np.zeros(2), made(50.0).basis @ turn(degrees))
-        for wobble, seed in zip((-3, 0, 3), (1, 2, 3), strict=True):
-            spots, _ = spots_on(true, square_of_sites(12), keep=0.6, jitter=0.05, seed=seed)
+        for wobble, random_state in zip((-3, 0, 3), (1, 2, 3), strict=True):
+            spots, _ = spots_on(true, square_of_sites(12), keep=0.6, jitter=0.05, random_state=random_state)
             a, b = Lattice.fit(spots @ turn(wobble)).basis
             direction = np.rad2deg([np.arctan2(v[1], v[0]) for v in (a, b)])
             np.testing.assert_allclose(direction, [degrees + wobble, degrees + wobble + apart], atol=1.5)
@@ -184,9 +186,9 @@ def test_fit_seldom_sees_a_lattice_in_a_few_random_spots():
 
 @few
 @given(skewed_and_short(), seeds)
-def test_index_inverts_points(pair, seed):
+def test_index_inverts_points(pair, random_state):
     lattice, _ = pair
-    index = np.random.default_rng(seed).integers(-1000, 1000, (50, 2))
+    index = np.random.default_rng(random_state).integers(-1000, 1000, (50, 2))
     found = lattice.index(lattice.points(index))
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, index)
@@ -194,10 +196,10 @@ def test_index_inverts_points(pair, seed):
 
 @few
 @given(skewed_and_short(), seeds)
-def test_index_is_that_of_the_nearest_site(pair, seed):
+def test_index_is_that_of_the_nearest_site(pair, random_state):
     lattice, short = pair
     sites = short.points(square_of_sites(41) - 20)
-    xy = short.origin + np.random.default_rng(seed).uniform(-8, 8, (200, 2)) * short.pitch
+    xy = short.origin + np.random.default_rng(random_state).uniform(-8, 8, (200, 2)) * short.pitch
     apart = np.linalg.norm(xy - lattice.points(lattice.index(xy)), axis=1)
     np.testing.assert_allclose(apart, cdist(xy, sites).min(axis=1), atol=1e-7)
     assert apart.max() <= lattice.reach * (1 + 1e-9)
@@ -233,8 +235,8 @@ def test_pitch_reach_and_kind_by_hand():
 
 @few
 @given(lattices(), st.integers(1, 5), seeds)
-def test_refine_keeps_the_old_sites_and_multiplies_the_density(lattice, factor, seed):
-    index = np.random.default_rng(seed).integers(-100, 100, (30, 2))
+def test_refine_keeps_the_old_sites_and_multiplies_the_density(lattice, factor, random_state):
+    index = np.random.default_rng(random_state).integers(-100, 100, (30, 2))
     fine = lattice.refine(factor)
     np.testing.assert_allclose(fine.points(factor * index), lattice.points(index), rtol=1e-9, atol=1e-6)
     assert np.linalg.det(lattice.basis) / np.linalg.det(fine.basis) == pytest.approx(factor**2)
@@ -260,9 +262,9 @@ def test_refine_refuses_what_would_move_the_old_sites(factor):
 
 @few
 @given(skewed_and_short(), st.floats(0, 4), seeds)
-def test_cover_is_all_sites_near_a_spot(pair, pitches, seed):
+def test_cover_is_all_sites_near_a_spot(pair, pitches, random_state):
     lattice, short = pair
-    spots = short.origin + np.random.default_rng(seed).uniform(-4, 4, (6, 2)) * short.pitch
+    spots = short.origin + np.random.default_rng(random_state).uniform(-4, 4, (6, 2)) * short.pitch
     found = lattice.cover(spots, pitches * short.pitch)
     sites = short.points(square_of_sites(41) - 20)
     want = lattice.index(sites[cdist(sites, spots).min(axis=1) <= pitches * short.pitch])
@@ -321,8 +323,8 @@ def test_a_lattice_is_checked_and_stays_as_it_is():
 
 @few
 @given(st.integers(1, 30), st.integers(1, 12), seeds)
-def test_nearest_is_what_sorting_all_distances_gives(n, k, seed):
-    random = np.random.default_rng(seed)
+def test_nearest_is_what_sorting_all_distances_gives(n, k, random_state):
+    random = np.random.default_rng(random_state)
     spots, points, k = random.normal(size=(n, 2)), random.normal(size=(7, 2)), min(k, n)
     distance, row = nearest(points, spots, k)
     table = cdist(points, spots)
@@ -333,8 +335,8 @@ def test_nearest_is_what_sorting_all_distances_gives(n, k, seed):
 
 @few
 @given(st.integers(1, 9), seeds)
-def test_ties_are_broken_the_same_way_in_any_order(k, seed):
-    random = np.random.default_rng(seed)
+def test_ties_are_broken_the_same_way_in_any_order(k, random_state):
+    random = np.random.default_rng(random_state)
     spots, points = square_of_sites(6).astype(float), Lattice.square(0.5).points(square_of_sites(11))
     distance, row = nearest(points, spots, k)
     spot_order, point_order = random.permutation(len(spots)), random.permutation(len(points))
@@ -353,8 +355,8 @@ def test_nearest_refuses_more_spots_than_there_are(k):
 
 @few
 @given(st.integers(0, 20), st.floats(0, 3), st.floats(0, 3), seeds)
-def test_within_is_monotone_and_equals_brute_force(n, one, other, seed):
-    random = np.random.default_rng(seed)
+def test_within_is_monotone_and_equals_brute_force(n, one, other, random_state):
+    random = np.random.default_rng(random_state)
     spots, points = random.normal(size=(n, 2)), random.normal(size=(40, 2))
     small, large = (within(points, spots, distance) for distance in sorted((one, other)))
     assert (large | ~small).all()
@@ -367,7 +369,7 @@ def test_within_counts_what_lies_just_at_the_distance():
     assert within([[1.0, 1.0]], [[1.0, 1.0]], 0.0).all()
 
 
-def test_spacing_is_the_pitch_where_neighbours_are_too_near_or_missing():
+def test_spacing_is_the_pitch_where_neighbors_are_too_near_or_missing():
     jittered, _ = spots_on(Lattice.square(200.0), square_of_sites(20), jitter=0.1)
     sparse, _ = spots_on(Lattice.hexagonal(7.0), square_of_sites(30), keep=0.15)
     assert spacing(jittered) == pytest.approx(200, rel=0.01)
@@ -396,56 +398,58 @@ def test_spacing_needs_two_positions():
 
 @few
 @given(st.integers(1, 300), st.floats(0.01, 0.99), seeds)
-def test_hold_out_hides_exactly_the_fraction_and_repeats_itself(n, fraction, seed):
+def test_hold_out_hides_exactly_the_fraction_and_repeats_itself(n, fraction, random_state):
     spots = np.random.default_rng(0).uniform(size=(n, 2))
     before = np.random.get_state()[1].copy()  # noqa: NPY002  the global state is what must not move
-    hidden = hold_out(spots, fraction, seed=seed)
+    hidden = hold_out(spots, fraction, random_state=random_state)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
     assert hidden.dtype == bool
     assert hidden.sum() == round(fraction * n)
-    np.testing.assert_array_equal(hold_out(spots, fraction, seed=seed), hidden)
-    assert n < 50 or not 0.2 < fraction < 0.8 or (hidden != hold_out(spots, fraction, seed=seed + 1)).any()
+    np.testing.assert_array_equal(hold_out(spots, fraction, random_state=random_state), hidden)
+    assert (
+        n < 50 or not 0.2 < fraction < 0.8 or (hidden != hold_out(spots, fraction, random_state=random_state + 1)).any()
+    )
 
 
 @few
 @given(st.integers(2, 300), st.floats(0.01, 0.99), st.floats(0.05, 0.6), seeds)
-def test_hold_out_hides_whole_blocks_close_to_the_fraction(n, fraction, block, seed):
-    spots = np.r_[np.random.default_rng(seed).uniform(size=(n - 1, 2)) * [0.5, 1], [[1.0, 0.0]]]
-    hidden = hold_out(spots, fraction, block=block, seed=seed)
+def test_hold_out_hides_whole_blocks_close_to_the_fraction(n, fraction, block, random_state):
+    spots = np.r_[np.random.default_rng(random_state).uniform(size=(n - 1, 2)) * [0.5, 1], [[1.0, 0.0]]]
+    hidden = hold_out(spots, fraction, block=block, random_state=random_state)
     cell = np.floor((spots - spots.min(axis=0)) / block)
     _, member, size = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
     share = np.bincount(member.ravel(), weights=hidden) / size
     assert set(share) == {0.0, 1.0}  # blocks are whole, some hidden and some left
     missed, largest = abs(hidden.sum() - fraction * n), size.max()
     assert missed <= largest / 2 or hidden.sum() in (size[share == 1].max(), n - size[share == 0].max())
-    np.testing.assert_array_equal(hold_out(spots, fraction, block=block, seed=seed), hidden)
+    np.testing.assert_array_equal(hold_out(spots, fraction, block=block, random_state=random_state), hidden)
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 4), (0.5, 4), (0.99, 8)])
 def test_hold_out_hides_at_least_one_block_and_leaves_one(fraction, count):
     spots = np.concatenate([[10, 0] * np.ones(2) * i + square_of_sites(2) for i in range(3)])
-    assert hold_out(spots, fraction, block=5, seed=0).sum() == count
+    assert hold_out(spots, fraction, block=5, random_state=0).sum() == count
 
 
-def test_held_out_blocks_keep_neighbours_from_telling():
+def test_held_out_blocks_keep_neighbors_from_telling():
     spots = square_of_sites(40).astype(float)
-    single, blocks = hold_out(spots, 0.3, seed=0), hold_out(spots, 0.3, block=10.0, seed=0)
-    far = [nearest(spots[hidden], spots[~hidden])[0].mean() for hidden in (single, blocks)]
-    assert far[1] > 2 * far[0]
-    assert (blocks != hold_out(spots, 0.3, block=10.0, seed=1)).any()
+    single, blocks = hold_out(spots, 0.3, random_state=0), hold_out(spots, 0.3, block=10.0, random_state=0)
+    extrapolated = [nearest(spots[hidden], spots[~hidden])[0].mean() for hidden in (single, blocks)]
+    assert extrapolated[1] > 2 * extrapolated[0]
+    assert (blocks != hold_out(spots, 0.3, block=10.0, random_state=1)).any()
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, np.nan])
 def test_hold_out_refuses_to_hide_all_or_none(fraction):
     with pytest.raises(ValueError, match="fraction should lie between 0 and 1"):
-        hold_out(square_of_sites(4), fraction, seed=0)
+        hold_out(square_of_sites(4), fraction, random_state=0)
 
 
 def test_hold_out_refuses_blocks_that_cannot_split():
     with pytest.raises(ValueError, match=r"one block of side 9 holds all 16 spots, 3 wide and 3 high"):
-        hold_out(square_of_sites(4), block=9, seed=0)
+        hold_out(square_of_sites(4), block=9, random_state=0)
     with pytest.raises(ValueError, match="block should be a finite length above 0; got 0"):
-        hold_out(square_of_sites(4), block=0, seed=0)
+        hold_out(square_of_sites(4), block=0, random_state=0)
 
 
 # --- real sections -----------------------------------------------------------------------------------------------
@@ -472,7 +476,7 @@ def read_space_ranger(folder, *, filtered):
     return table[:, [3, 2]], table[:, :2]
 
 
-# the pitch of MOB is stated as the median nearest-neighbour distance, 2 % below the lattice's own
+# the pitch of MOB is stated as the median nearest-neighbor distance, 2 % below the lattice's own
 @pytest.mark.parametrize(
     ("name", "kind", "pitch", "tolerance"),
     [

@@ -13,15 +13,15 @@ from torch import nn
 
 from sthisto._training import seeded
 from sthisto.models import Section
-from sthisto.models.histogene import Attention, HisToGene, Place, nearest
+from sthisto.models.baselines.histogene import Attention, HisToGene, Place, nearest
 
 FIELD = 6
-SMALL = {"field": FIELD, "width": 12, "depth": 2, "heads": 2, "head_width": 4, "mlp": 8, "epochs": 3}
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+SMALL = {"input_size": FIELD, "width": 12, "depth": 2, "heads": 2, "head_width": 4, "mlp": 8, "epochs": 3}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 
 
-def section(n=30, name="a", seed=0, level=2.0):
-    rng = np.random.default_rng(seed)
+def section(n=30, name="a", random_state=0, level=2.0):
+    rng = np.random.default_rng(random_state)
     patches = rng.integers(0, 256, (n, FIELD, FIELD, 3), dtype=np.uint8)
     expression = (level + rng.gamma(2, 0.5, (n, 4))).astype(np.float32)
     xy = rng.uniform(3, 9, (n, 2))
@@ -96,7 +96,7 @@ def test_a_prediction_is_that_of_one_sequence_that_nobody_else_hears():
     """Spots and one point through the network by hand: spots hear spots, the point hears all."""
     model, _ = fitted()
     network, state = model._network, model.state()
-    point = section(1, seed=9)
+    point = section(1, random_state=9)
     corner = state["xy"].min(axis=0)
     xy = torch.tensor(np.vstack([state["xy"], point.xy]) - corner, dtype=torch.float32)
     seen = network.look(torch.tensor(point.patches(np.arange(1))))
@@ -125,7 +125,7 @@ def test_held_back_spots_are_predicted_as_points():
 
 def test_the_map_is_continuous():
     model, _ = fitted()
-    points = section(20, seed=3)
+    points = section(20, random_state=3)
     on_spots = replace(points, xy=model.state()["xy"][:20])
     for place in (points, on_spots):
         near = replace(place, xy=place.xy + 1e-4)
@@ -134,8 +134,8 @@ def test_the_map_is_continuous():
 
 
 def test_a_section_never_fitted_has_no_place():
-    model, _ = fitted(section(), section(25, "b", seed=1))
-    stained = section(20, "c", seed=2)
+    model, _ = fitted(section(), section(25, "b", random_state=1))
+    stained = section(20, "c", random_state=2)
     predicted = model.predict(stained)
     assert_array_equal(model.predict(replace(stained, xy=stained.xy[::-1] * 7)), predicted)
     state, network = model.state(), model._network
@@ -151,16 +151,16 @@ def test_a_section_never_fitted_has_no_place():
 
 def test_each_section_keeps_its_level():
     one = section()
-    levels = [fitted(one, section(25, "b", seed=1, level=level))[0] for level in (2.0, 7.0)]
-    there = section(25, "b", seed=1)
+    levels = [fitted(one, section(25, "b", random_state=1, level=level))[0] for level in (2.0, 7.0)]
+    there = section(25, "b", random_state=1)
     assert_allclose(levels[1].predict(there) - levels[0].predict(there), 5, atol=0.05)
     assert_allclose(levels[1].predict(one), levels[0].predict(one), atol=0.05)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 5), st.integers(0, 99))
-def test_nearest_spots(n, k, seed):
-    rng = np.random.default_rng(seed)
+def test_nearest_spots(n, k, random_state):
+    rng = np.random.default_rng(random_state)
     points, spots = rng.uniform(size=(4, 2)), rng.uniform(size=(n, 2))
     distance = np.linalg.norm(points[:, None] - spots, axis=-1)
     assert_array_equal(nearest(points, spots, k), np.argsort(distance, axis=1)[:, :k])

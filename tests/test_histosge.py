@@ -13,21 +13,21 @@ from sthisto import _training
 from sthisto.models import Section
 from sthisto.models.histosge import N_CODES, WAVELENGTHS, HisToSGE, Network, _sequences
 
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 VARIANTS = ("paper", "scripts")
 SMALL = {"epochs": 3, "n_context": 8, "heads": 2, "hidden": 16, "width": 12}
 
 
-def spots(seed: int = 0, n: int = 40, g: int = 4, d: int = 6, name: str = "a", **given) -> Section:
-    rng = np.random.default_rng(seed)
+def spots(random_state: int = 0, n: int = 40, g: int = 4, d: int = 6, name: str = "a", **given) -> Section:
+    rng = np.random.default_rng(random_state)
     features = rng.normal(size=(n, d)).astype(np.float32)
     expression = np.abs(features[:, :g] + 2).astype(np.float32)
     fields = {"xy": rng.uniform(0, 10, (n, 2)), "features": features, "expression": expression}
     return Section(name=name, **(fields | given))
 
 
-def points(seed: int = 1, m: int = 25, name: str = "a", **given) -> Section:
-    return spots(seed, m, name=name, **({"expression": None} | given))
+def points(random_state: int = 1, m: int = 25, name: str = "a", **given) -> Section:
+    return spots(random_state, m, name=name, **({"expression": None} | given))
 
 
 def fitted(*sections: Section, **params) -> HisToSGE:
@@ -158,7 +158,7 @@ def test_same_seed_same_bits_and_the_state_is_all(variant):
         there = points(name=name)
         assert_array_equal(again.predict(there), model.predict(there))
         assert_array_equal(other.predict(there), model.predict(there))
-    again.fit(sections, **(RUN | {"seed": 1}))
+    again.fit(sections, **(RUN | {"random_state": 1}))
     assert not np.array_equal(again.predict(there), model.predict(there))
 
 
@@ -224,7 +224,7 @@ def painted(section: Section, shade) -> Section:
     )
 
 
-def test_colour_is_read_where_pixels_are():
+def test_color_is_read_where_pixels_are():
     rng = np.random.default_rng(0)
     shade = rng.integers(0, 256, 80)
     expression = np.tile(shade[:, None] / 50, 3).astype(np.float32)

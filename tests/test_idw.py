@@ -11,16 +11,16 @@ from sklearn.neighbors import KNeighborsRegressor
 from sthisto.models import Section
 from sthisto.models.idw import Idw
 
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 
 
-def spots(seed: int = 0, n: int = 60, g: int = 4, name: str = "a") -> Section:
-    rng = np.random.default_rng(seed)
+def spots(random_state: int = 0, n: int = 60, g: int = 4, name: str = "a") -> Section:
+    rng = np.random.default_rng(random_state)
     return Section(name=name, xy=rng.uniform(0, 10, (n, 2)), expression=rng.random((n, g), dtype=np.float32))
 
 
-def points(seed: int = 1, m: int = 25, name: str = "a") -> Section:
-    return Section(name=name, xy=np.random.default_rng(seed).uniform(-2, 12, (m, 2)))
+def points(random_state: int = 1, m: int = 25, name: str = "a") -> Section:
+    return Section(name=name, xy=np.random.default_rng(random_state).uniform(-2, 12, (m, 2)))
 
 
 def by_hand(point, xy, expression, k, power):
@@ -42,8 +42,8 @@ def test_agrees_with_scikit_learn():
     section, there = spots(), points()
     model = Idw()
     model.fit([section], **RUN)
-    neighbours = KNeighborsRegressor(16, weights=lambda d: d**-2.0).fit(section.xy, section.expression)
-    assert_allclose(model.predict(there), neighbours.predict(there.xy), rtol=1e-5)
+    neighbors = KNeighborsRegressor(16, weights=lambda d: d**-2.0).fit(section.xy, section.expression)
+    assert_allclose(model.predict(there), neighbors.predict(there.xy), rtol=1e-5)
 
 
 def test_held_back_spots_are_predicted_by_the_others():

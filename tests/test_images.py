@@ -242,14 +242,14 @@ def test_growing_is_bilinear(x, y, side, growth):
 
 @given(sixteenths, sixteenths, st.floats(1, 120), st.integers(1, 40))
 @few
-def test_a_point_anywhere_moves_by_half_a_pixel_of_the_patch_at_most(x, y, side, field):
+def test_a_point_anywhere_moves_by_half_a_pixel_of_the_patch_at_most(x, y, side, input_size):
     """A ramp shows where the patch was cut, to the depth of its 8 bits."""
     ramp = np.add.outer(np.zeros(600), np.arange(600) // 4).astype(np.uint8)
     image = open_image([np.repeat(ramp[..., None], 3, axis=2)])
-    patch = sample_patches(image, [[200 + x, 200 + y]], side, field)[0, ..., 0]
-    centres = 200 + x + ((np.arange(field) + 0.5) / field - 0.5) * side
+    patch = sample_patches(image, [[200 + x, 200 + y]], side, input_size)[0, ..., 0]
+    centres = 200 + x + ((np.arange(input_size) + 0.5) / input_size - 0.5) * side
     shown = 4 * patch.mean(axis=0) + 2
-    assert np.abs(shown - centres).max() <= side / field / 2 + 4
+    assert np.abs(shown - centres).max() <= side / input_size / 2 + 4
 
 
 @pytest.mark.parametrize("side", [12, 24, 48, 96])
@@ -263,29 +263,29 @@ def test_where_a_point_lies_in_its_pixel_does_not_show(side):
     assert whole.max() < 1.25 * whole.min()
 
 
-def triangle(start: float, side: float, field: int, length: int) -> np.ndarray:
+def triangle(start: float, side: float, input_size: int, length: int) -> np.ndarray:
     """(field, length) weights by which pixels at 0.5, 1.5, ... make another row: linear, as wide as the reduction."""
-    step = side / field
-    centres = start + (np.arange(field) + 0.5) * step
+    step = side / input_size
+    centres = start + (np.arange(input_size) + 0.5) * step
     weights = np.clip(1 - np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(step, 1), 0, None)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 @given(sixteenths, sixteenths, st.floats(20, 79), st.integers(1, 20))
 @few
-def test_shrinking_is_antialiased(x, y, side, field):
+def test_shrinking_is_antialiased(x, y, side, input_size):
     """First blocks from the picture's corner are averaged, then the triangle does the rest."""
     grey, frame = noise(HEIGHT, WIDTH), 192
-    reduction = 2 ** int(np.log2(side / field)) if side > field else 1
-    patch = sample_patches(open_image(grey), [[x, y]], side, field)[0, ..., 0]
+    reduction = 2 ** int(np.log2(side / input_size)) if side > input_size else 1
+    patch = sample_patches(open_image(grey), [[x, y]], side, input_size)[0, ..., 0]
     ends = [(frame, frame + -length % 64) for length in grey.shape]
     framed = np.pad(grey, ends, constant_values=255).astype(float)
     framed = np.pad(framed, ((0, frame), (0, frame)), constant_values=255)
     reduced = np.rint(block_reduce(framed, (reduction, reduction), np.mean))
-    grain = min(1.0, side / field / reduction)
+    grain = min(1.0, side / input_size / reduction)
     down, across = (
         triangle(
-            frame / reduction + moved(centre / reduction, side / reduction, grain), side / reduction, field, length
+            frame / reduction + moved(centre / reduction, side / reduction, grain), side / reduction, input_size, length
         )
         for centre, length in zip((y, x), reduced.shape, strict=True)
     )
@@ -304,24 +304,24 @@ def test_a_photograph_shrinks_as_scikit_image_has_it():
 
 @given(sixteenths, sixteenths, st.integers(1, 20), st.sampled_from([1 / 3, 0.5, 1, 2, 4]))
 @few
-def test_patches_fit_together_without_a_seam(x, y, field, step):
-    half = field * step  # in whole pixels of the patch or of the picture, to which patches move
+def test_patches_fit_together_without_a_seam(x, y, input_size, step):
+    half = input_size * step  # in whole pixels of the patch or of the picture, to which patches move
     image = open_image(noise(HEIGHT, WIDTH, 3))
-    whole = sample_patches(image, [[x, y]], 2 * half, 2 * field)[0]
+    whole = sample_patches(image, [[x, y]], 2 * half, 2 * input_size)[0]
     quarters = sample_patches(
-        image, np.array([x, y]) + np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * half / 2, half, field
+        image, np.array([x, y]) + np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * half / 2, half, input_size
     )
     rows = [np.concatenate([quarters[k], quarters[k + 1]], axis=1) for k in (0, 2)]
     np.testing.assert_allclose(whole.astype(int), np.concatenate(rows).astype(int), atol=1)
 
 
 @pytest.mark.parametrize(
-    ("side", "field", "taken"),
+    ("side", "input_size", "taken"),
     [(100, 101, 0), (100, 100, 0), (100, 51, 0), (100, 50, 1), (100, 26, 1), (100, 25, 2), (100, 1, 2), (100, 400, 0)],
 )
-def test_the_coarsest_level_with_the_detail_is_taken(side, field, taken):
+def test_the_coarsest_level_with_the_detail_is_taken(side, input_size, taken):
     levels = [np.full((400 // k, 600 // k), 10 * k, np.uint8) for k in (1, 2, 4)]
-    patch = sample_patches(open_image(levels), [[300, 200]], side, field)
+    patch = sample_patches(open_image(levels), [[300, 200]], side, input_size)
     assert (patch == 10 * 2**taken).all()
 
 
@@ -376,12 +376,12 @@ def stored(tmp_path_factory):
     st.integers(1, 40),
 )
 @settings(deadline=None, max_examples=10)
-def test_what_is_stored_and_what_is_in_memory_agree_to_the_bit(stored, xy, side, field):
+def test_what_is_stored_and_what_is_in_memory_agree_to_the_bit(stored, xy, side, input_size):
     in_memory, others = stored
-    expected = sample_patches(in_memory, xy, side, field)
+    expected = sample_patches(in_memory, xy, side, input_size)
     with mock.patch.object(_image, "LEAST_BLOCK", 32):
         for name, image in others.items():
-            np.testing.assert_array_equal(sample_patches(image, xy, side, field), expected, err_msg=name)
+            np.testing.assert_array_equal(sample_patches(image, xy, side, input_size), expected, err_msg=name)
 
 
 @given(st.permutations(range(40)), st.integers(1, 50))
@@ -447,13 +447,13 @@ def test_no_points_give_no_patches():
         ([[1, np.nan], [1, 2]], {}, "1 of 2 points is not finite"),
         ([[1, 2]], {"side": 0}, "side has to be positive; found 0"),
         ([[1, 2]], {"side": np.nan}, "side has to be positive; found nan"),
-        ([[1, 2]], {"field": -1}, "field has to be positive; found -1"),
+        ([[1, 2]], {"input_size": -1}, "input_size has to be positive; found -1"),
         ([[1, 2]], {"batch_size": 0}, "batch_size has to be positive; found 0"),
     ],
 )
 def test_wrong_requests_are_refused_at_the_call(xy, options, problem):
     with pytest.raises(ValueError, match=problem):
-        patch_batches(open_image(noise(10, 10, 3)), xy, **({"side": 4, "field": 4} | options))
+        patch_batches(open_image(noise(10, 10, 3)), xy, **({"side": 4, "input_size": 4} | options))
 
 
 # --- files
@@ -527,7 +527,7 @@ def test_jpeg_tiles_come_as_rgb(tmp_path):
     np.testing.assert_allclose(whole(open_image(path)).astype(int), smooth, atol=8)
 
 
-def test_aperios_ycbcr_is_refused_since_its_colours_would_be_wrong(tmp_path):
+def test_aperios_ycbcr_is_refused_since_its_colors_would_be_wrong(tmp_path):
     path = write_tiff(tmp_path / "slide.svs", noise(32, 32, 3), tile=(16, 16), compression="jpeg2000")
     assert open_image(path).shape == (32, 32)
     with tifffile.TiffFile(path, mode="r+") as file:

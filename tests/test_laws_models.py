@@ -13,17 +13,31 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from sthisto import pp, tl
 from sthisto.datasets import synthetic
 from sthisto.models import MODELS, Section
-from sthisto.models import stnet as pixels
+from sthisto.models.baselines import stnet as pixels
 
 FIELD = 28
-SEQUENCE = {"field": FIELD, "depth": 2, "heads": 2, "head_width": 8, "mlp": 16, "dropout": 0.0, "learning_rate": 3e-3}
+SEQUENCE = {
+    "input_size": FIELD,
+    "depth": 2,
+    "heads": 2,
+    "head_width": 8,
+    "mlp": 16,
+    "dropout": 0.0,
+    "learning_rate": 3e-3,
+}
 QUICK = {
-    "stnet": {"backbone": "tiny", "weights": "imagenet", "field": FIELD, "learning_rate": 3e-3},
-    "deepspace": {"backbone": "tiny", "weights": "imagenet", "field": FIELD, "learning_rate": 1e-2, "patience": None},
+    "stnet": {"backbone": "tiny", "weights": "imagenet", "input_size": FIELD, "learning_rate": 3e-3},
+    "deepspace": {
+        "backbone": "tiny",
+        "weights": "imagenet",
+        "input_size": FIELD,
+        "learning_rate": 1e-2,
+        "patience": None,
+    },
     "histogene": {**SEQUENCE, "width": 16},
     "thitogene": {**SEQUENCE, "capsules": 4, "capsule_width": 8, "graph_heads": 2},
 }
-RUN = {"seed": 3, "device": "cpu", "progress": False}
+RUN = {"random_state": 3, "device": "cpu", "progress": False}
 ITERATIVE = [name for name, spec in MODELS.items() if spec.iterative]
 SPOTWISE = [name for name, spec in MODELS.items() if spec.context == "spot"]
 
@@ -43,11 +57,11 @@ def _tiny(monkeypatch):
     monkeypatch.setattr(pixels, "load_backbone", lambda *_, **__: Tiny())
 
 
-def section(n=40, name="a", seed=0):
+def section(n=40, name="a", random_state=0):
     """Features, pixels and expression that depends on both, and on the place."""
-    rng = np.random.default_rng(seed)
-    colours = rng.integers(0, 256, (n, 1, 1, 3)) + rng.integers(-60, 60, (n, FIELD, FIELD, 3))
-    patches = colours.clip(0, 255).astype(np.uint8)
+    rng = np.random.default_rng(random_state)
+    colors = rng.integers(0, 256, (n, 1, 1, 3)) + rng.integers(-60, 60, (n, FIELD, FIELD, 3))
+    patches = colors.clip(0, 255).astype(np.uint8)
     xy, features = rng.uniform(0, 6, (n, 2)), rng.normal(size=(n, 5)).astype(np.float32)
     seen = np.hstack([patches.mean(axis=(1, 2)) / 100, features[:, :2], np.sin(xy[:, :1])])
     expression = (3 + seen + 0.1 * rng.normal(size=seen.shape)).clip(0).astype(np.float32)
@@ -76,7 +90,7 @@ def bits(state):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes(name):
-    two = section(), section(30, "b", seed=1)
+    two = section(), section(30, "b", random_state=1)
     model, held_back = fitted(name, *two)
     assert [part.shape for part in held_back] == [(40, 6), (30, 6)]
     for part in held_back:
@@ -94,7 +108,7 @@ def test_shapes(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_points_do_not_depend_on_each_other(name):
     model, _ = fitted(name)
-    points = section(30, seed=5)
+    points = section(30, random_state=5)
     whole = model.predict(only(points, np.arange(30)))
     assert whole.std(axis=0).max() > 1e-4  # otherwise all orders are the same
     order = np.random.default_rng(0).permutation(30)
@@ -125,18 +139,18 @@ def test_same_seed_same_bits(name):
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_another_seed_another_fit(name):
-    assert bits(fitted(name)[0].state()) != bits(fitted(name, seed=4)[0].state())
+    assert bits(fitted(name)[0].state()) != bits(fitted(name, random_state=4)[0].state())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_state_survives_a_file(name):
-    model, _ = fitted(name, section(), section(30, "b", seed=1))
+    model, _ = fitted(name, section(), section(30, "b", random_state=1))
     again = build(name)
     kept = load(save({key: np.ascontiguousarray(array) for key, array in model.state().items()}))
     again.restore(kept)
     assert bits(again.state()) == bits(model.state())
     for where in ("a", "b"):
-        points = only(section(20, where, seed=5), np.arange(20))
+        points = only(section(20, where, random_state=5), np.arange(20))
         assert_array_equal(again.predict(points), model.predict(points))
 
 
@@ -176,9 +190,9 @@ def test_memory_is_as_declared(name):
 
 
 @pytest.mark.parametrize("name", SPOTWISE)
-def test_spotwise_models_ignore_place_and_neighbours(name):
+def test_spotwise_models_ignore_place_and_neighbors(name):
     model, _ = fitted(name)
-    points = section(30, seed=5)
+    points = section(30, random_state=5)
     moved = replace(points, xy=points.xy[::-1] + 40)
     expected = model.predict(only(points, np.arange(30)))
     assert_array_equal(model.predict(only(moved, np.arange(30))), expected)
@@ -187,14 +201,14 @@ def test_spotwise_models_ignore_place_and_neighbours(name):
 @pytest.mark.parametrize("name", sorted(set(MODELS) - set(SPOTWISE)))
 def test_other_models_look_beyond_the_spot(name):
     model, _ = fitted(name)
-    points = only(section(30, seed=5), np.arange(30))
+    points = only(section(30, random_state=5), np.arange(30))
     moved = replace(points, xy=points.xy[::-1].copy())
     assert not np.allclose(model.predict(moved), model.predict(points), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def table(encoder):
-    adata = synthetic(60, n_genes=10, seed=1)
+    adata = synthetic(60, n_genes=10, random_state=1)
     pp.extract_features(adata, encoder, progress=False)
     return adata
 

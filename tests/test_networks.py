@@ -43,8 +43,8 @@ PUBLISHED = {
 }
 
 
-def patches(n=3, side=48, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3)).astype(np.uint8)
+def patches(n=3, side=48, random_state=0):
+    return np.random.default_rng(random_state).integers(0, 256, (n, side, side, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +64,9 @@ def file(vit, tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A registry with the tiny ViT as ``tiny``, and, with a licence that forbids it, as ``forbidden``."""
+    """A registry with the tiny ViT as ``tiny``, and, with a license that forbids it, as ``forbidden``."""
     spec = replace(
-        ENCODERS["uni"], architecture="test_vit", params=SMALL, field=48, patch_um=24.0, gated=False, license="MIT"
+        ENCODERS["uni"], architecture="test_vit", params=SMALL, input_size=48, patch_um=24.0, gated=False, license="MIT"
     )
     monkeypatch.setitem(ENCODERS, "tiny", spec)
     monkeypatch.setitem(ENCODERS, "forbidden", replace(spec, license="CC-BY-NC-ND-4.0", gated=True))
@@ -74,11 +74,11 @@ def tiny(monkeypatch):
 
 @pytest.fixture(scope="session")
 def encoder(vit):
-    return encoders.load(vit, field=48, pooling="both", name="tiny")
+    return encoders.load(vit, input_size=48, pooling="both", name="tiny")
 
 
-def colours(spec_or_encoder, these):
-    """Normalised colours by hand."""
+def colors(spec_or_encoder, these):
+    """Normalised colors by hand."""
     mean, std = (np.asarray(getattr(spec_or_encoder, name)) for name in ("mean", "std"))
     return torch.tensor((these / 255 - mean) / std).permute(0, 3, 1, 2).float()
 
@@ -89,11 +89,11 @@ def colours(spec_or_encoder, these):
 @pytest.mark.parametrize("name", TIMM)
 def test_an_entry_is_what_its_authors_published(name):
     spec = ENCODERS[name]
-    field, millions, stride = PUBLISHED[name]
+    input_size, millions, stride = PUBLISHED[name]
     backbone = timm_backbone(spec.architecture, spec.params)
     assert is_meta(backbone)  # nothing is held in memory
-    shape = measure(backbone, spec.field, spec.pooling)
-    assert (shape.dim, shape.stride, spec.field) == (spec.dim, stride, field)
+    shape = measure(backbone, spec.input_size, spec.pooling)
+    assert (shape.dim, shape.stride, spec.input_size) == (spec.dim, stride, input_size)
     assert spec.mpp == 0.5
     assert round(sum(weight.numel() for weight in backbone.parameters()) / 1e6) == millions
 
@@ -128,7 +128,7 @@ def test_unis_features_are_those_of_the_bare_network(tmp_path):
     red[..., 0] = 255
     these = np.concatenate([patches(1, 224), red])
     plain = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor(ENCODERS["uni"].mean)) / torch.tensor(ENCODERS["uni"].std)
-    by_hand = colours(ENCODERS["uni"], these)
+    by_hand = colors(ENCODERS["uni"], these)
     torch.testing.assert_close(by_hand[1], plain.view(3, 1, 1).expand(3, 224, 224))  # red is the first channel
     with torch.inference_mode():
         expected = network.eval()(by_hand).numpy()
@@ -141,7 +141,7 @@ def test_unis_features_are_those_of_the_bare_network(tmp_path):
 
 
 def test_red_is_the_first_channel():
-    encoder = encoders.load(Means(), field=20, mean=(0, 0, 0), std=(1, 1, 1))
+    encoder = encoders.load(Means(), input_size=20, mean=(0, 0, 0), std=(1, 1, 1))
     red = np.zeros((1, 20, 20, 3), np.uint8)
     red[..., 0] = 255
     np.testing.assert_allclose(encoder(red), [[1, 0, 0]])
@@ -205,7 +205,7 @@ def test_poolings_are_of_the_same_tokens(vit, file, tiny):
     )
     these = patches()
     with torch.inference_mode():
-        raw = vit.forward_features(colours(ENCODERS["tiny"], these)).numpy()
+        raw = vit.forward_features(colors(ENCODERS["tiny"], these)).numpy()
     np.testing.assert_allclose(class_(these), raw[:, 0], atol=1e-5)
     np.testing.assert_allclose(mean(these), raw[:, 3:].mean(1), atol=1e-5)  # without class and registers
     np.testing.assert_allclose(both(these), np.concatenate([raw[:, 0], raw[:, 3:].mean(1)], axis=1), atol=1e-5)
@@ -230,7 +230,7 @@ def test_maps_of_a_convolutional_network_are_tokens(tmp_path):
     encoder = encoders.load("resnet50", weights=tmp_path / "resnet.pth")
     these = patches(2, 224)
     with torch.inference_mode():
-        x = colours(ENCODERS["resnet50"], these)
+        x = colors(ENCODERS["resnet50"], these)
         maps = network.forward_intermediates(x, indices=[3], intermediates_only=True)[0].numpy()
     assert (encoder.dim, encoder.token_dim, encoder.stride) == (1024, 1024, 16)
     np.testing.assert_allclose(encoder.tokens(these), maps.transpose(0, 2, 3, 1), atol=1e-4)
@@ -252,7 +252,7 @@ def test_maps_with_channels_last_are_read_so():
         def forward_head(self, x, *, pre_logits):
             return x.mean((1, 2))
 
-    encoder = encoders.load(Last(), field=48)
+    encoder = encoders.load(Last(), input_size=48)
     assert (encoder.token_dim, encoder.stride) == (64, 16)
     np.testing.assert_allclose(encoder(patches()), encoder.tokens(patches()).mean((1, 2)), atol=1e-5)
 
@@ -261,7 +261,7 @@ def test_maps_with_channels_last_are_read_so():
 
 
 class Means(nn.Module):
-    """Mean colours, and a weight that is learnt."""
+    """Mean colors, and a weight that is learnt."""
 
     def __init__(self):
         super().__init__()
@@ -273,7 +273,7 @@ class Means(nn.Module):
 
 def test_a_module_is_taken_as_it_is_now():
     module = Means()
-    encoder = encoders.load(module, field=20, patch_um=60, mean=(0, 0, 0), std=(1, 1, 1))
+    encoder = encoders.load(module, input_size=20, patch_um=60, mean=(0, 0, 0), std=(1, 1, 1))
     before = encoder(patches(2, 20))
     np.testing.assert_allclose(before, patches(2, 20).mean((1, 2)) / 255, atol=1e-6)
     with torch.no_grad():
@@ -281,13 +281,13 @@ def test_a_module_is_taken_as_it_is_now():
     np.testing.assert_array_equal(encoder(patches(2, 20)), before)
     assert module.training
     assert module.weight.requires_grad
-    assert (encoder.name, encoder.dim, encoder.field, encoder.patch_um) == ("Means", 3, 20, 60)
+    assert (encoder.name, encoder.dim, encoder.input_size, encoder.patch_um) == ("Means", 3, 20, 60)
     assert not has_tokens(encoder)
 
 
 def test_a_module_that_is_an_encoder_is_left_alone():
     class Own(Means):
-        name, dim, field, patch_um = "own", 3, 20, 10.0
+        name, dim, input_size, patch_um = "own", 3, 20, 10.0
 
         def __call__(self, patches):
             return patches.mean((1, 2)).astype(np.float32)
@@ -297,16 +297,16 @@ def test_a_module_that_is_an_encoder_is_left_alone():
 
 
 def test_what_a_module_lacks_is_said():
-    with pytest.raises(ValueError, match="the input of Means is not known: pass field="):
+    with pytest.raises(ValueError, match="the input of Means is not known: pass input_size="):
         encoders.load(Means())
     with pytest.raises(ValueError, match="pooling='mean': the network gives no tokens; set pooling='own'"):
-        encoders.load(Means(), field=20, pooling="mean")
+        encoders.load(Means(), input_size=20, pooling="mean")
     with pytest.raises(ValueError, match=r"weights given beside a torch.nn.Module: load"):
-        encoders.load(Means(), field=20, weights="a.safetensors")
+        encoders.load(Means(), input_size=20, weights="a.safetensors")
     with pytest.raises(ValueError, match=r"the network gives tuple for one patch"):
-        encoders.load(Both(), field=20)
+        encoders.load(Both(), input_size=20)
     with pytest.raises(ValueError, match=r"pools nothing itself \(shape \(1, 400, 3\)\): set pooling='mean'"):
-        encoders.load(Tokens(), field=20)
+        encoders.load(Tokens(), input_size=20)
 
 
 class Both(Means):
@@ -321,7 +321,7 @@ class Tokens(Means):
 
 def test_a_module_of_timms_brings_its_input_along(vit):
     encoder = encoders.load(timm.create_model("test_vit", num_classes=5))
-    assert (encoder.field, encoder.dim, encoder.stride) == (160, 64, 16)
+    assert (encoder.input_size, encoder.dim, encoder.stride) == (160, 64, 16)
 
 
 # The forward pass
@@ -406,7 +406,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch, file):
 
 @pytest.fixture
 def phikon(tmp_path):
-    """Phikon's architecture with two blocks, as a folder of the Hub with its own colours; its spec, and the network."""
+    """Phikon's architecture with two blocks, as a folder of the Hub with its own colors; its spec, and the network."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     spec = replace(ENCODERS["phikon-v2"], params={**ENCODERS["phikon-v2"].params, "num_hidden_layers": 2})
@@ -421,7 +421,7 @@ def test_phikon_through_transformers(phikon):
     encoder = spec.load("phikon-v2", weights=folder / "model.safetensors", device="cpu")
     these = patches(2, 224)
     with torch.inference_mode():
-        raw = network(pixel_values=colours(spec, these)).last_hidden_state
+        raw = network(pixel_values=colors(spec, these)).last_hidden_state
     np.testing.assert_allclose(encoder(these), raw[:, 0], atol=1e-4)
     np.testing.assert_allclose(encoder.tokens(these).reshape(2, 196, -1), raw[:, 1:], atol=1e-4)
     assert (encoder.dim, encoder.stride) == (1024, 16)
@@ -431,7 +431,7 @@ def test_phikon_through_transformers(phikon):
         ValueError, match=r"1 missing: layernorm.weight; 1 unexpected: nose; 1 of another shape: layerno"
     ):
         encoder._backbone.fill(other, "here")
-    with pytest.warns(UserWarning, match="under Owkin non-commercial licence: do not pass it on"):
+    with pytest.warns(UserWarning, match="under Owkin non-commercial license: do not pass it on"):
         made = encoders.record(encoder, keep_weights=True)
     np.testing.assert_array_equal(encoders.restore(made, device="cpu")(these), encoder(these))
 
@@ -441,7 +441,7 @@ def test_a_repository_in_the_form_of_transformers(phikon):
     encoder = encoders.load("hf-hub:owkin/phikon-v2", weights=folder, pooling="both", device="cpu")
     these = patches(2, 224)
     with torch.inference_mode():
-        given = colours(replace(spec, mean=(0.5,) * 3, std=(0.1,) * 3), these)
+        given = colors(replace(spec, mean=(0.5,) * 3, std=(0.1,) * 3), these)
         raw = network(pixel_values=given).last_hidden_state
     np.testing.assert_allclose(encoder(these), torch.cat([raw[:, 0], raw[:, 1:].mean(1)], dim=1), atol=1e-4)
 
@@ -505,7 +505,7 @@ def through(adata, how, path):
 
 @pytest.mark.parametrize("how", ["h5ad", "zarr"])
 def test_an_object_with_weights_reproduces_its_features_alone(how, file, tiny, tmp_path, monkeypatch):
-    adata = sthisto.datasets.synthetic(60, n_genes=12, seed=1)
+    adata = sthisto.datasets.synthetic(60, n_genes=12, random_state=1)
     sthisto.pp.extract_features(
         adata, encoders.load("tiny", weights=file, pooling="both"), keep_weights=True, progress=False
     )
@@ -564,10 +564,10 @@ def test_damaged_weights_in_an_object_are_refused(file, tiny):
         encoders.restore(made)
 
 
-def test_a_licence_that_forbids_passing_on_is_named(file, tiny):
+def test_a_license_that_forbids_passing_on_is_named(file, tiny):
     with pytest.warns(UserWarning, match="holds the weights of 'forbidden', under CC-BY-NC-ND-4.0, gated: do not pass"):
         made = encoders.record(encoders.load("forbidden", weights=file), keep_weights=True)
-    assert made["provenance"]["licence"] == "CC-BY-NC-ND-4.0"
+    assert made["provenance"]["license"] == "CC-BY-NC-ND-4.0"
     assert json.loads(json.dumps(made["provenance"]["params"]))
     encoders.record(encoders.load("tiny", weights=file), keep_weights=True)  # MIT: no warning, which would be an error
 
@@ -577,13 +577,13 @@ def test_what_cannot_be_brought_back_is_not_kept(encoder, section):
         encoders.record(encoder, keep_weights=True)
     with pytest.raises(KeyError, match=r"no encoder 'tiny' to be found by name, as it was an object.*pass it again"):
         encoders.restore(encoders.record(encoder))
-    with pytest.raises(KeyError, match="no encoder 'colours' to be found by name"):
-        encoders.restore({"encoder": "colours"})
+    with pytest.raises(KeyError, match="no encoder 'colors' to be found by name"):
+        encoders.restore({"encoder": "colors"})
 
 
 def test_keeping_is_refused_before_the_work(section, refuses):
     class Own:
-        name, dim, field, patch_um = "own", 3, 8, 10.0
+        name, dim, input_size, patch_um = "own", 3, 8, 10.0
 
         def __call__(self, _):
             raise AssertionError("no patch should be described")

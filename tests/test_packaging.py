@@ -35,10 +35,10 @@ def test_dependencies_have_a_lowest_version_that_can_be_tested(project):
     assert [each for each in project["project"]["dependencies"] + extras + groups if ">=" not in each] == []
 
 
-def test_the_licence_is_the_same_everywhere(project):
-    licence = project["project"]["license"]
+def test_the_license_is_the_same_everywhere(project):
+    license = project["project"]["license"]
     for file in ("CITATION.cff", ".github/ecosystem/meta.yaml", "README.md"):
-        assert licence in (ROOT / file).read_text(), file
+        assert license in (ROOT / file).read_text(), file
     assert "BSD 3-Clause" in (ROOT / "LICENSE").read_text()
 
 

@@ -1,4 +1,4 @@
-"""What the pictures show, read back from their artists: places, sizes, colours and words."""
+"""What the pictures show, read back from their artists: places, sizes, colors and words."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from scipy.spatial import KDTree
 
 from sthisto import pl
 from sthisto.datasets import synthetic, synthetic_truth
-from sthisto.pl._places import _cell
+from sthisto.pl._spots import _cell
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GENES = ["region_00", "fine_01", "hidden_03"]
@@ -149,14 +149,14 @@ def test_points_are_the_cells_of_their_lattice(array, n_corners):
     assert (sides > 0.01 * sides.max()).sum() == n_corners
 
 
-@given(angle=st.floats(0, 90), skew=st.sampled_from([0.0, 0.5]), seed=st.integers(0, 99))
+@given(angle=st.floats(0, 90), skew=st.sampled_from([0.0, 0.5]), random_state=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_a_cell_holds_what_is_nearest_to_its_point(angle, skew, seed):
+def test_a_cell_holds_what_is_nearest_to_its_point(angle, skew, random_state):
     turn = np.exp(1j * np.deg2rad(angle))
     second = turn * (skew + 1j * np.sqrt(1 - skew**2))
     basis = 7 * np.array([[turn.real, turn.imag], [second.real, second.imag]])
     cell = mpl.path.Path(_cell(basis))
-    places = np.random.default_rng(seed).uniform(-10, 10, (200, 2))
+    places = np.random.default_rng(random_state).uniform(-10, 10, (200, 2))
     lattice = (np.indices((9, 9)).reshape(2, -1).T - 4) @ basis
     distance = np.linalg.norm(places[:, None] - lattice, axis=2)
     own = distance[:, 40]
@@ -457,9 +457,9 @@ def test_places_without_a_value_are_grey(adata):
     holes.layers["holes"][:5] = np.nan
     figure = pl.genes(holes, genes="fine_01", layer="holes", return_fig=True)
     figure.canvas.draw()
-    colours = drawn(figure.axes[0]).get_facecolors()
-    assert_allclose(colours[:5], np.tile(mpl.colors.to_rgba("#c8c8c8"), (5, 1)))
-    assert not (np.abs(colours[5:] - colours[0]) < 1e-6).all(axis=1).any()
+    colors = drawn(figure.axes[0]).get_facecolors()
+    assert_allclose(colors[:5], np.tile(mpl.colors.to_rgba("#c8c8c8"), (5, 1)))
+    assert not (np.abs(colors[5:] - colors[0]) < 1e-6).all(axis=1).any()
 
 
 def test_pictures_are_of_a_notebooks_width(adata, dense):

@@ -25,7 +25,7 @@ def _close():
 
 
 def rendered(figure, ax, wanted):
-    """Middle, in pixels of the section, of what a figure shows in one colour within axes."""
+    """Middle, in pixels of the section, of what a figure shows in one color within axes."""
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3].astype(int)  # row 0 at the bottom, as axes have it
     box = ax.get_window_extent()

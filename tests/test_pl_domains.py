@@ -1,4 +1,4 @@
-"""Pictures of labels: their places, their colours and how far they agree."""
+"""Pictures of labels: their places, their colors and how far they agree."""
 
 import matplotlib as mpl
 
@@ -19,7 +19,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from sthisto import grids, pl
 from sthisto.datasets import synthetic
-from sthisto.pl._colours import MUTED, NONE, matched_colours, palette
+from sthisto.pl._colors import MUTED, NONE, matched_colors, palette
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +44,12 @@ def drawn(ax):
     return collection
 
 
-def colours(ax):
+def colors(ax):
     return [to_hex(each) for each in drawn(ax).get_facecolors()]
 
 
 def named(ax):
-    """Colours by the names in the legend."""
+    """Colors by the names in the legend."""
     legend = ax.get_legend()
     handles = legend.legend_handles
     return {text.get_text(): to_hex(h.get_facecolor()) for text, h in zip(legend.get_texts(), handles, strict=True)}
@@ -71,7 +71,7 @@ def test_labels_are_filled_cells_where_the_spots_are(adata):
     assert_allclose(cells.get_offsets(), adata.obsm["spatial"], atol=1e-6)
     assert len(cells.get_paths()[0].vertices) == 7  # a hexagon, closed
     codes = adata.obs["region"].cat.codes
-    assert colours(ax) == [MUTED[code] for code in codes]
+    assert colors(ax) == [MUTED[code] for code in codes]
     assert named(ax) == dict(zip(adata.obs["region"].cat.categories, MUTED, strict=False))
     assert ax.get_title() == "region"
 
@@ -91,9 +91,9 @@ def test_spots_printed_a_little_off_leave_no_gaps():
     assert_array_equal(drawn(ax).get_offsets(), scattered.obsm["spatial"])
 
 
-def test_domains_take_the_colours_of_the_reference_they_overlap(adata):
+def test_domains_take_the_colors_of_the_reference_they_overlap(adata):
     reference, same, close = pl.domains(adata, ["mine", "close"], reference="region", show=False)
-    assert colours(same) == colours(reference)
+    assert colors(same) == colors(reference)
     regions = adata.obs["region"].cat.categories
     assert named(same) == {str(9 - i): MUTED[i] for i in range(len(regions))}
     assert named(close) == named(same)
@@ -103,13 +103,13 @@ def test_domains_take_the_colours_of_the_reference_they_overlap(adata):
     assert close.get_title() == f"close: ARI {expected:.2f}"
 
 
-def test_without_a_reference_nothing_is_scored_and_the_first_gives_the_colours(adata):
+def test_without_a_reference_nothing_is_scored_and_the_first_gives_the_colors(adata):
     first, second = pl.domains(adata, ["mine", "region"], show=False)
     assert (first.get_title(), second.get_title()) == ("mine", "region")
-    assert colours(first) == colours(second)
+    assert colors(first) == colors(second)
 
 
-def test_labels_that_overlap_nothing_have_colours_of_their_own(adata):
+def test_labels_that_overlap_nothing_have_colors_of_their_own(adata):
     more = adata.copy()
     more.obs["more"] = [f"{label}{i % 2}" for i, label in enumerate(more.obs["region"])]
     reference, panel = pl.domains(more, "more", reference="region", show=False)
@@ -121,8 +121,8 @@ def test_labels_that_overlap_nothing_have_colours_of_their_own(adata):
 def test_labels_that_are_missing_are_grey_and_do_not_count(adata):
     reference, mine = pl.domains(adata, "mine", reference="holes", show=False)
     missing = adata.obs["holes"].isna().to_numpy()
-    assert {c for c, gone in zip(colours(reference), missing, strict=True) if gone} == {NONE}
-    assert NONE not in {c for c, gone in zip(colours(reference), missing, strict=True) if not gone}
+    assert {c for c, gone in zip(colors(reference), missing, strict=True) if gone} == {NONE}
+    assert NONE not in {c for c, gone in zip(colors(reference), missing, strict=True) if not gone}
     assert named(reference)["no label"] == NONE
     assert "no label" not in named(mine)
     assert mine.get_title() == "mine: ARI 1.00"
@@ -134,13 +134,13 @@ def test_dense_labels_are_carried_to_the_spots(adata):
     reference, mine, points = pl.domains(adata, "mine", reference="region", dense=dense, show=False)
     assert len(drawn(points).get_offsets()) == dense.n_obs
     assert points.get_title() == "mine, dense: ARI 1.00"
-    assert named(points) == {f"d{name}": colour for name, colour in named(mine).items()}
-    assert set(colours(points)) == set(colours(reference))
+    assert named(points) == {f"d{name}": color for name, color in named(mine).items()}
+    assert set(colors(points)) == set(colors(reference))
     [alone] = pl.domains(dense, "region", show=False)
     assert len(drawn(alone).get_offsets()) == dense.n_obs
 
 
-def test_colours_are_those_scanpy_keeps_or_the_users(adata):
+def test_colors_are_those_scanpy_keeps_or_the_users(adata):
     kept = adata.copy()
     n = len(kept.obs["region"].cat.categories)
     kept.uns["region_colors"] = ["#%02x0000" % (20 * i + 20) for i in range(n)]
@@ -148,15 +148,15 @@ def test_colours_are_those_scanpy_keeps_or_the_users(adata):
     region, mine = pl.domains(kept, "mine", reference="region", show=False)
     assert list(named(region).values()) == kept.uns["region_colors"]
     assert set(named(mine).values()) == set(kept.uns["region_colors"])  # of the reference, not its own
-    assert set(colours(pl.domains(kept, "mine", show=False)[0])) == {"#ff0000"}
-    for wrong in (["red"], ["no colour"] * n):  # as scanpy does
+    assert set(colors(pl.domains(kept, "mine", show=False)[0])) == {"#ff0000"}
+    for wrong in (["red"], ["no color"] * n):  # as scanpy does
         kept.uns["region_colors"] = wrong
-        assert set(colours(pl.domains(kept, "region", show=False)[0])) <= set(MUTED)
+        assert set(colors(pl.domains(kept, "region", show=False)[0])) <= set(MUTED)
     names = dict.fromkeys(kept.obs["region"].cat.categories, "0.5")
-    assert set(colours(pl.domains(kept, "region", palette=names, show=False)[0])) == {to_hex("0.5")}
-    with pytest.raises(KeyError, match="palette= has no colour for"):
+    assert set(colors(pl.domains(kept, "region", palette=names, show=False)[0])) == {to_hex("0.5")}
+    with pytest.raises(KeyError, match="palette= has no color for"):
         pl.domains(kept, "region", palette={"gland": "red"})
-    with pytest.raises(ValueError, match="palette= has 1 colours for"):
+    with pytest.raises(ValueError, match="palette= has 1 colors for"):
         pl.domains(kept, "region", palette=["red"])
 
 
@@ -174,14 +174,14 @@ def test_labels_of_all_kinds(adata):
     assert list(named(pl.domains(kinds, "flag", show=False)[0])) == ["False", "True"]
 
 
-def test_several_sections_share_their_colours():
+def test_several_sections_share_their_colors():
     pair = synthetic(60, n_genes=10, n_sections=2)
     pair.obs["mine"] = pair.obs["region"].cat.codes.map(lambda code: f"m{code}")
     axes = pl.domains(pair, "mine", reference="region", library_key="library", image=True, show=False)
     assert len(axes) == 6
     assert [ax.get_ylabel() for ax in axes[1::3]] == ["synthetic_0", "synthetic_1"]
     every = {**named(axes[1]), **named(axes[4])}
-    assert all(every[name] == colour for ax in (axes[1], axes[4]) for name, colour in named(ax).items())
+    assert all(every[name] == color for ax in (axes[1], axes[4]) for name, color in named(ax).items())
     assert [ax.get_title() for ax in axes[2::3]] == ["mine: ARI 1.00"] * 2
     assert axes[0].images
     [one] = pl.domains(pair, "mine", library="synthetic_1", library_key="library", legend=False, show=False)
@@ -211,28 +211,28 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(adata):
     pd.testing.assert_frame_equal(adata.obs, before.obs)
 
 
-@given(seed=st.integers(0, 999), n=st.integers(1, 4), m=st.integers(1, 4))
+@given(random_state=st.integers(0, 999), n=st.integers(1, 4), m=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_colours_are_matched_for_the_most_spots_in_all(seed, n, m):
-    rng = np.random.default_rng(seed)
+def test_colors_are_matched_for_the_most_spots_in_all(random_state, n, m):
+    rng = np.random.default_rng(random_state)
     codes, anchor = rng.integers(-1, n, 30), rng.integers(-1, m, 30)
     own = palette(m)
-    found = matched_colours(codes, n, anchor, own)
+    found = matched_colors(codes, n, anchor, own)
     assert len(set(found)) == n
 
-    def shared(colours_of_labels):
-        """Spots that have one colour in both panels."""
+    def shared(colors_of_labels):
+        """Spots that have one color in both panels."""
         both = (codes >= 0) & (anchor >= 0)
-        return sum(colours_of_labels[a] == own[b] for a, b in zip(codes[both], anchor[both], strict=True))
+        return sum(colors_of_labels[a] == own[b] for a, b in zip(codes[both], anchor[both], strict=True))
 
     best = max(shared(order) for order in permutations([*own, *(f"none{i}" for i in range(n))], n))
     assert shared(found) == best
 
 
-def test_a_palette_has_27_colours_and_then_repeats():
+def test_a_palette_has_27_colors_and_then_repeats():
     assert len(set(palette(27))) == 27
     assert palette(30)[27:] == palette(3)
     assert NONE not in palette(27)
-    grey = matched_colours(np.arange(30), 30, np.zeros(30, int), ["#000000"])
+    grey = matched_colors(np.arange(30), 30, np.zeros(30, int), ["#000000"])
     assert len(grey) == 30
-    assert all(0 <= channel <= 1 for colour in palette(27) for channel in to_rgba(colour))
+    assert all(0 <= channel <= 1 for color in palette(27) for channel in to_rgba(color))

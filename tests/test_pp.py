@@ -36,10 +36,10 @@ def scale_of(adata, key="X_histo"):
 def test_features_are_those_of_patches_cut_by_hand(bare, extract, encoder):
     section, picture = bare
     extract(section, image=picture, mpp=2.0, patch_um=60.0, batch_size=7)
-    patches = images.sample_patches(images.open_image(picture), section.obsm["spatial"], 30.0, encoder.field)
+    patches = images.sample_patches(images.open_image(picture), section.obsm["spatial"], 30.0, encoder.input_size)
     assert_array_equal(section.obsm["X_histo"], encoder(patches), strict=True)
     record = section.uns["sthisto"]["features"]["X_histo"]
-    assert (record["encoder"], record["patch_um"]) == ("colours", 60.0)
+    assert (record["encoder"], record["patch_um"]) == ("colors", 60.0)
     assert [record[name].tolist() for name in ("libraries", "mpp", "image")] == [["section"], [2.0], [""]]
 
 
@@ -90,7 +90,7 @@ def test_pictures_in_uns_are_used_at_their_scale(section, extract, encoder):
     entry["images"]["lowres"], entry["scalefactors"]["tissue_lowres_scalef"] = half
     extract(section, image="lowres", key_added="X_low")
     wanted = images.sample_patches(
-        images.open_image(half[0], scale=half[1]), section.obsm["spatial"], 50.0, encoder.field
+        images.open_image(half[0], scale=half[1]), section.obsm["spatial"], 50.0, encoder.input_size
     )
     assert_allclose(section.obsm["X_low"], encoder(wanted), rtol=1e-3)
     assert_allclose(section.obsm["X_low"], section.obsm["X_histo"], rtol=0.1)
@@ -322,7 +322,7 @@ def test_an_encoder_that_breaks_its_word(section, refuses, encoder, answer):
         def __call__(self, patches):
             return answer
 
-    with refuses(section, ValueError, r"encoder 'colours' gave an array of shape .* expected \(100, 6\)"):
+    with refuses(section, ValueError, r"encoder 'colors' gave an array of shape .* expected \(100, 6\)"):
         pp.extract_features(section, Wrong(), progress=False, batch_size=100)
 
 

@@ -119,7 +119,7 @@ def positions_table(adata):
 def layout(tmp_path_factory):
     """Files of one small section by their names, and the section itself."""
     home = tmp_path_factory.mktemp("layout")
-    adata = synthetic(60, n_genes=12, mpp=4.0, seed=4)
+    adata = synthetic(60, n_genes=12, mpp=4.0, random_state=4)
     adata.obs_names = [f"{i:016d}-1".replace("0", "A").replace("1", "C", 1) for i in range(adata.n_obs)]
     picture = adata.uns["spatial"]["synthetic_0"]["images"]["hires"]
     hires = np.asarray(Image.fromarray(picture).resize((picture.shape[1] // 2, picture.shape[0] // 2)))

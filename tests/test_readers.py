@@ -103,8 +103,8 @@ def positions_of(adata):
     return pd.concat([off, table.iloc[::-1]], ignore_index=True)  # in an order of its own
 
 
-def section(array="hexagonal", n=100, seed=5, **options):
-    adata = sthisto.datasets.synthetic(n, n_genes=20, array=array, seed=seed, **options)
+def section(array="hexagonal", n=100, random_state=5, **options):
+    adata = sthisto.datasets.synthetic(n, n_genes=20, array=array, random_state=random_state, **options)
     adata.obs_names = barcodes(n)
     return adata, adata.uns["spatial"]["synthetic_0"]["images"]["hires"]
 
@@ -154,7 +154,7 @@ def test_squidpy_with_the_image_that_came_with_it(folder, encoder):
     assert [str(image) for image in record["image"]] == ["uns:hires"]
     assert_allclose(record["mpp"], 2.0, rtol=1e-3)  # hexagons are 100 um apart
     found = pd.DataFrame(adata.obsm["X_histo"], index=adata.obs_names).loc[truth.obs_names]
-    for column in range(3):  # the sums of the colours; from a picture of half the size they are nearly the same
+    for column in range(3):  # the sums of the colors; from a picture of half the size they are nearly the same
         assert np.corrcoef(found[column], features_of(truth, section()[1], encoder)[column])[0, 1] > 0.99
     sthisto.tl.fit(adata, "ridge", **QUIET)
     dense = sthisto.tl.upsample(adata, 2, encoder=encoder, **QUIET)

@@ -13,13 +13,13 @@ from sthisto.metrics import pearson
 from sthisto.models import Section
 from sthisto.models.ridge import Ridge
 
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 LOADINGS = np.random.default_rng(99).normal(size=(8, 5))
 
 
-def section(seed: int = 0, n: int = 50, name: str = "a", noise: float = 1.0) -> Section:
+def section(random_state: int = 0, n: int = 50, name: str = "a", noise: float = 1.0) -> Section:
     """Features on unlike scales; expression a linear map of them, the same for every section."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     look = rng.normal(size=(n, 8))
     expression = 3 + look @ LOADINGS + noise * rng.normal(size=(n, 5))
     features = (look * np.geomspace(0.1, 100, 8) + 20).astype(np.float32)

@@ -282,7 +282,7 @@ def test_models_that_read_pixels_read_them_from_the_image_of_the_fit(section):
     small = {
         "epochs": 5,
         "learning_rate": 1e-3,
-        "field": 16,
+        "input_size": 16,
         "width": 16,
         "depth": 1,
         "heads": 2,
@@ -402,12 +402,12 @@ def test_nothing_of_spatialdata_is_loaded_for_those_who_do_without(upsample):
 # --- the dense map as SpatialData ------------------------------------------------------------------------------------
 
 
-def hexagonal(seed=1):
-    return sthisto.datasets.synthetic(60, n_genes=10, seed=seed)
+def hexagonal(random_state=1):
+    return sthisto.datasets.synthetic(60, n_genes=10, random_state=random_state)
 
 
 def square(rotation=0.0):
-    return sthisto.datasets.synthetic(60, n_genes=10, array="square", rotation=rotation, seed=1)
+    return sthisto.datasets.synthetic(60, n_genes=10, array="square", rotation=rotation, random_state=1)
 
 
 @pytest.mark.parametrize("make", [hexagonal, square, lambda: square(20.0)])
@@ -512,7 +512,7 @@ def test_a_fit_goes_to_another_machine(sdata, section, tmp_path):
 
 def peaked(rotation=0.0):
     """A section whose one gene peaks where its white picture has a dark disc."""
-    adata = sthisto.datasets.synthetic(150, n_genes=10, array="square", rotation=rotation, seed=3)
+    adata = sthisto.datasets.synthetic(150, n_genes=10, array="square", rotation=rotation, random_state=3)
     xy = adata.obsm["spatial"]
     top = xy[np.abs(xy - np.quantile(xy, [0.3], axis=0)).sum(axis=1).argmin()] + [3.0, -2.0]
     adata.X = np.repeat(3 * np.exp(-((xy - top) ** 2).sum(axis=1, keepdims=True) / 90.0**2), 10, axis=1)
@@ -525,7 +525,7 @@ def peaked(rotation=0.0):
 
 
 def brightest(figure, ax):
-    """Where on the axes the drawn colour is lightest, in data coordinates: the middle of all such pixels."""
+    """Where on the axes the drawn color is lightest, in data coordinates: the middle of all such pixels."""
     figure.canvas.draw()
     grey = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float).sum(axis=2)
     box = ax.get_window_extent()

@@ -1,4 +1,4 @@
-"""STAGATE against its equations in numpy, with every neighbourhood an n x n matrix."""
+"""STAGATE against its equations in numpy, with every neighborhood an n x n matrix."""
 
 import numpy as np
 import pytest
@@ -106,34 +106,34 @@ def test_low_rank_trains_alike():
     curves = []
     for low_rank in (0, 1e-4):
         method = Stagate(epochs=20, hidden=8, dim=3, low_rank=low_rank)
-        method.embed(expression, lattice(17), np.zeros(289, dtype=int), seed=0, progress=False)
+        method.embed(expression, lattice(17), np.zeros(289, dtype=int), random_state=0, progress=False)
         curves.append(method.history["train"])
     assert_allclose(curves[0], curves[1], rtol=1e-2)
 
 
-def halves(seed: int, noise: float):
+def halves(random_state: int, noise: float):
     """Two halves of a tissue that differ in genes too noisy to tell a spot by."""
-    rng, xy = np.random.default_rng(seed), lattice(14)
+    rng, xy = np.random.default_rng(random_state), lattice(14)
     truth = (xy[:, 0] > 6.5).astype(int)
     expression = 1 + truth[:, None] * (np.arange(30) % 2) * 0.6 + noise * rng.normal(size=(len(xy), 30))
     return np.maximum(expression, 0).astype(np.float32), xy, truth
 
 
-def test_finds_what_neighbours_agree_on():
+def test_finds_what_neighbors_agree_on():
     expression, xy, truth = halves(0, noise=1.0)
     method = Stagate(epochs=300, hidden=64, dim=8)
-    embedding = method.embed(expression, xy, np.zeros(len(xy), dtype=int), seed=0, progress=False)
-    alone = max(agreement(each(expression, 2, seed=0), truth) for each in (mixture, kmeans))
-    assert agreement(mixture(embedding, 2, seed=0), truth) > max(0.7, alone + 0.15)
+    embedding = method.embed(expression, xy, np.zeros(len(xy), dtype=int), random_state=0, progress=False)
+    alone = max(agreement(each(expression, 2, random_state=0), truth) for each in (mixture, kmeans))
+    assert agreement(mixture(embedding, 2, random_state=0), truth) > max(0.7, alone + 0.15)
     assert method.history["train"][-1] < method.history["train"][0] / 2
 
 
 def test_same_seed_same_bits():
     expression, xy, _ = halves(0, noise=0.3)
 
-    def embed(seed):
+    def embed(random_state):
         method = Stagate(epochs=5, hidden=16, dim=4)
-        return method.embed(expression, xy, np.zeros(len(xy), dtype=int), seed=seed, progress=False)
+        return method.embed(expression, xy, np.zeros(len(xy), dtype=int), random_state=random_state, progress=False)
 
     before = torch.get_rng_state()
     first, again, other = embed(0), embed(0), embed(1)
@@ -142,7 +142,7 @@ def test_same_seed_same_bits():
     assert_array_equal(torch.get_rng_state(), before)
 
 
-def test_a_spot_without_neighbours_is_read_by_itself():
+def test_a_spot_without_neighbors_is_read_by_itself():
     expression, _, graph, network = (np.ones((1, GENES), np.float32), None, Graph.of(np.empty((0, 2), int), 1), None)
     network = Network(GENES, HIDDEN, DIM)
     _, attention, embedding = network.encode(Input.of(expression, 0, 0, CPU), graph)

@@ -10,19 +10,19 @@ from scipy.stats import wasserstein_distance
 
 from sthisto import _training
 from sthisto.models import Section
-from sthisto.models.stage import WIDTHS, Autoencoder, Stage, _directions, sliced_wasserstein, stage_loss
+from sthisto.models.baselines.stage import WIDTHS, Autoencoder, Stage, _directions, sliced_wasserstein, stage_loss
 
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 SMALL = {"epochs": 3, "widths": (12, 6, 2), "n_directions": 5}
 
 
-def spots(seed: int = 0, n: int = 40, g: int = 4, name: str = "a") -> Section:
-    rng = np.random.default_rng(seed)
+def spots(random_state: int = 0, n: int = 40, g: int = 4, name: str = "a") -> Section:
+    rng = np.random.default_rng(random_state)
     return Section(name=name, xy=rng.uniform(2, 12, (n, 2)), expression=rng.random((n, g), dtype=np.float32))
 
 
-def points(seed: int = 1, m: int = 25, name: str = "a") -> Section:
-    return Section(name=name, xy=np.random.default_rng(seed).uniform(0, 14, (m, 2)))
+def points(random_state: int = 1, m: int = 25, name: str = "a") -> Section:
+    return Section(name=name, xy=np.random.default_rng(random_state).uniform(0, 14, (m, 2)))
 
 
 def fitted(*sections: Section, **params) -> Stage:
@@ -65,9 +65,9 @@ def test_forward_pass_by_hand():
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 99))
-def test_sliced_wasserstein_against_scipy(n, k, seed):
-    one, other = np.random.default_rng(seed).normal(size=(2, n, 2))
-    directions = _directions(k, _training.generator(seed)).double()
+def test_sliced_wasserstein_against_scipy(n, k, random_state):
+    one, other = np.random.default_rng(random_state).normal(size=(2, n, 2))
+    directions = _directions(k, _training.generator(random_state)).double()
     assert_allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-6)
     expected = np.mean([wasserstein_distance(one @ along, other @ along) for along in directions.numpy()])
     found = sliced_wasserstein(torch.from_numpy(one), torch.from_numpy(other), directions)
@@ -139,7 +139,7 @@ def test_same_seed_same_bits_and_the_state_is_all():
     for name in ("a", "β-2"):
         assert_array_equal(again.predict(points(name=name)), model.predict(points(name=name)))
         assert_array_equal(other.predict(points(name=name)), model.predict(points(name=name)))
-    again.fit(sections, **(RUN | {"seed": 1}))
+    again.fit(sections, **(RUN | {"random_state": 1}))
     assert not np.array_equal(again.predict(points()), model.predict(points()))
 
 

@@ -114,9 +114,9 @@ def test_learns_and_repeats():
     xy = lattice(10)
     expression = (rng.random((100, 20)) + np.sin(xy[:, :1] + np.arange(20))).astype(np.float32)
 
-    def embed(seed):
+    def embed(random_state):
         method = StMask(epochs=40, learning_rate=1e-2, hidden=16, latent=8, dim=5)
-        return method, method.embed(expression, xy, np.zeros(100, dtype=int), seed=seed, progress=False)
+        return method, method.embed(expression, xy, np.zeros(100, dtype=int), random_state=random_state, progress=False)
 
     before = torch.get_rng_state()
     (method, first), (_, again), (_, other) = embed(0), embed(0), embed(1)

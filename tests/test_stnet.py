@@ -14,13 +14,13 @@ from torch import nn
 from sthisto import images, pp, tl
 from sthisto.datasets import synthetic
 from sthisto.models import Section
-from sthisto.models import stnet as pixels
-from sthisto.models.stnet import StNet, hold_back, load_backbone, part, turned
+from sthisto.models.baselines import stnet as pixels
+from sthisto.models.baselines.stnet import StNet, hold_back, load_backbone, part, turned
 from sthisto.tl import _sections
 
 FIELD = 12
-SMALL = {"weights": "imagenet", "field": FIELD, "epochs": 3, "learning_rate": 1e-3, "batch_size": 8}
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+SMALL = {"weights": "imagenet", "input_size": FIELD, "epochs": 3, "learning_rate": 1e-3, "batch_size": 8}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 
 
 class Tiny(nn.Sequential):
@@ -47,8 +47,8 @@ def timm():
     return timm
 
 
-def section(n=30, name="a", seed=0, level=1.0):
-    rng = np.random.default_rng(seed)
+def section(n=30, name="a", random_state=0, level=1.0):
+    rng = np.random.default_rng(random_state)
     patches = rng.integers(0, 256, (n, FIELD, FIELD, 3), dtype=np.uint8)
     expression = (level + rng.gamma(2, 1, (n, 4))).astype(np.float32)
     return Section(name=name, xy=rng.uniform(0, 5, (n, 2)), expression=expression, patches=lambda rows: patches[rows])
@@ -81,7 +81,7 @@ def test_predictions_are_the_same_whichever_way_up():
 
 @pytest.mark.usefixtures("tiny")
 def test_it_starts_from_the_gene_means_of_the_spots_it_learns_from():
-    one, two = section(), section(20, "b", seed=1, level=6.0)
+    one, two = section(), section(20, "b", random_state=1, level=6.0)
     model = StNet(**{**SMALL, "learning_rate": 0.0})
     held_back = model.fit([one, two], **RUN)
     for whole, held in zip((one, two), held_back, strict=True):
@@ -173,7 +173,7 @@ def test_the_network_of_the_paper():
 
 @pytest.mark.usefixtures("timm")
 def test_a_network_of_timm_same_seed_same_bits():
-    settings = {**SMALL, "weights": None, "backbone": "test_resnet", "field": 32, "epochs": 1}
+    settings = {**SMALL, "weights": None, "backbone": "test_resnet", "input_size": 32, "epochs": 1}
 
     def fit():
         model = StNet(**settings)
@@ -195,7 +195,7 @@ def test_a_network_of_timm_same_seed_same_bits():
 
 @pytest.fixture(scope="module")
 def _stained():
-    return synthetic(40, n_genes=10, seed=4)
+    return synthetic(40, n_genes=10, random_state=4)
 
 
 @pytest.fixture
@@ -223,9 +223,9 @@ def test_patches_are_those_around_the_spots_at_the_sections_scale(stained, monke
     seen = []
     monkeypatch.setattr(_sections, "sample_patches", lambda *asked: seen.append(asked) or images.sample_patches(*asked))
     fit(stained, train_on=np.arange(40) >= 10)
-    image, xy, side, field = seen[0]
+    image, xy, side, input_size = seen[0]
     assert_allclose(xy, stained.obsm["spatial"][10:])
-    assert (side, field) == (pytest.approx(80 / 2.0), FIELD)  # the synthetic picture has 2 um/px
+    assert (side, input_size) == (pytest.approx(80 / 2.0), FIELD)  # the synthetic picture has 2 um/px
     assert_array_equal(image.read(0, 0, 5, 0, 5), picture(stained)[:5, :5])
 
 
@@ -285,7 +285,7 @@ def test_points_outside_the_picture(stained, refuses):
 @pytest.mark.usefixtures("tiny")
 def test_a_section_that_was_only_stained(stained):
     fit(stained)
-    other = synthetic(40, n_genes=10, seed=5)
+    other = synthetic(40, n_genes=10, random_state=5)
     found = tl.predict(other, reference=stained)
     assert found.shape == (40, 10)
     assert_array_equal(tl.predict(other, reference=stained, image=picture(other)).X, found.X)

@@ -9,14 +9,23 @@ from torch.nn import functional
 
 from sthisto._training import seeded
 from sthisto.models import Section
-from sthisto.models.thitogene import Capsules, DynamicConvolution, GraphAttention, THItoGene, squash
+from sthisto.models.baselines.thitogene import Capsules, DynamicConvolution, GraphAttention, THItoGene, squash
 
-SMALL = {"field": 28, "capsules": 3, "capsule_width": 4, "depth": 1, "heads": 2, "head_width": 4, "mlp": 8, "epochs": 2}
-RUN = {"seed": 0, "device": "cpu", "progress": False}
+SMALL = {
+    "input_size": 28,
+    "capsules": 3,
+    "capsule_width": 4,
+    "depth": 1,
+    "heads": 2,
+    "head_width": 4,
+    "mlp": 8,
+    "epochs": 2,
+}
+RUN = {"random_state": 0, "device": "cpu", "progress": False}
 
 
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
+def drawn(*shape, random_state=0):
+    return np.random.default_rng(random_state).normal(size=shape)
 
 
 def as_tensor(array):
@@ -92,9 +101,9 @@ def test_dynamic_convolution_is_a_convolution_with_each_patchs_own_kernel():
         assert_allclose(seen, expected[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
-def section(n=24, name="a", field=28):
+def section(n=24, name="a", input_size=28):
     rng = np.random.default_rng(0)
-    patches = rng.integers(0, 256, (n, field, field, 3), dtype=np.uint8)
+    patches = rng.integers(0, 256, (n, input_size, input_size, 3), dtype=np.uint8)
     expression = rng.gamma(2, 1, (n, 3)).astype(np.float32)
     return Section(name=name, xy=rng.uniform(0, 5, (n, 2)), expression=expression, patches=lambda rows: patches[rows])
 
@@ -119,8 +128,8 @@ def test_a_point_hears_the_graph_around_it():
     model = THItoGene(**SMALL)
     model.fit([section()], **RUN)
     stained = section(5, name="b")
-    assert model._neighbours(stained.xy, 0).shape == (5, 5)
-    assert model._neighbours(stained.xy, -1).shape == (5, 0)
+    assert model._neighbors(stained.xy, 0).shape == (5, 5)
+    assert model._neighbors(stained.xy, -1).shape == (5, 0)
     assert np.isfinite(model.predict(stained)).all()
 
 
@@ -133,5 +142,5 @@ def test_the_papers_sizes():
 
 
 def test_a_patch_too_small_for_the_convolutions():
-    with pytest.raises(ValueError, match="field is 27 px; the convolutions of thitogene need 28 or more"):
-        THItoGene(**{**SMALL, "field": 27}).fit([section(field=27)], **RUN)
+    with pytest.raises(ValueError, match="input_size is 27 px; the convolutions of thitogene need 28 or more"):
+        THItoGene(**{**SMALL, "input_size": 27}).fit([section(input_size=27)], **RUN)

@@ -251,7 +251,7 @@ def test_several_fits_live_side_by_side(section):
 @pytest.mark.parametrize("array", ["hexagonal", "square"])
 @pytest.mark.parametrize("factor", [2, 3])
 def test_upsample_refines_the_array(array, factor):
-    section = synthetic(80, n_genes=10, array=array, rotation=17, seed=3)
+    section = synthetic(80, n_genes=10, array=array, rotation=17, random_state=3)
     section.obs["seen"] = np.arange(80) % 5 > 0
     dense = upsample(fit(section, "idw", train_on="seen"), factor)
     at_spot = grids.nearest(section.obsm["spatial"], dense.obsm["spatial"])[0][:, 0]
@@ -353,7 +353,7 @@ def test_the_map_does_not_share_memory_with_the_section(section):
 
 
 def test_points_beyond_the_rim_of_the_picture_are_described(encoder):
-    section = synthetic(60, n_genes=10, seed=4)
+    section = synthetic(60, n_genes=10, random_state=4)
     xy = section.obsm["spatial"]
     low, high = (np.floor(xy.min(axis=0)) - 2).astype(int), (np.ceil(xy.max(axis=0)) + 2).astype(int)
     picture = section.uns.pop("spatial")["synthetic_0"]["images"]["hires"][low[1] : high[1], low[0] : high[0]]
@@ -365,7 +365,7 @@ def test_points_beyond_the_rim_of_the_picture_are_described(encoder):
 
 
 def test_ridge_finds_what_the_picture_shows():
-    section = synthetic(150, n_genes=20, seed=5)
+    section = synthetic(150, n_genes=20, random_state=5)
     pp.extract_features(section, progress=False)
     fit(section)
     lattice = grids.Lattice.fit(section.obsm["spatial"]).refine(2)
@@ -497,7 +497,7 @@ def test_state_of_other_genes(section, refuses):
 
 def test_state_of_another_section(section, refuses):
     fit(section, "idw")
-    other = synthetic(100, n_genes=20, seed=9)
+    other = synthetic(100, n_genes=20, random_state=9)
     other.uns["sthisto"] = section.uns["sthisto"]
     with refuses(other, ValueError, "not where they were when the model was fitted|none of the spots"):
         upsample(other)
@@ -584,7 +584,7 @@ def test_features_from_elsewhere_cannot_be_made_alike(section, refuses):
 
 def test_an_encoder_of_ones_own_is_asked_for(section, refuses):
     fit(section)
-    with refuses(section, KeyError, "no encoder 'colours'"):
+    with refuses(section, KeyError, "no encoder 'colors'"):
         upsample(section)
 
 
@@ -650,7 +650,7 @@ def test_her2st_from_picture_to_map(data):
     assert dense.uns["spatial"]["section"]["images"]["hires"].shape[0] <= 2000
 
 
-def test_histosge_sees_the_colours_of_the_picture(section):
+def test_histosge_sees_the_colors_of_the_picture(section):
     """Its paper has an RGB map beside the features; other models read the features alone."""
     fit(section, "histosge", key_added="with")
     fit(section, "histosge", key_added="without", params={"epochs": 3, "rgb": False})

@@ -13,7 +13,7 @@ from sthisto import _training
 from sthisto._training import Schedule
 
 CPU = torch.device("cpu")
-RUN = {"seed": 0, "device": CPU, "progress": False}
+RUN = {"random_state": 0, "device": CPU, "progress": False}
 
 
 def problem(n: int = 30, d: int = 3):
@@ -22,8 +22,8 @@ def problem(n: int = 30, d: int = 3):
     return x, (x @ rng.normal(size=(d, 2)) + rng.normal(size=(n, 2)) / 5).astype(np.float32)
 
 
-def network(seed: int = 0, dropout: float = 0.0) -> nn.Module:
-    with _training.seeded(seed):
+def network(random_state: int = 0, dropout: float = 0.0) -> nn.Module:
+    with _training.seeded(random_state):
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(3, 2))
 
 
@@ -63,8 +63,10 @@ def test_seeded_draws_leave_the_global_state_alone():
 
 
 @given(st.integers(2, 200), st.floats(0, 0.9), st.integers(0, 2**32))
-def test_a_split_is_a_partition(n, share, seed):
-    learnt, held_out = _training.split(n, share, seed) if round(share * n) < n else _training.split(n, 0.1, seed)
+def test_a_split_is_a_partition(n, share, random_state):
+    learnt, held_out = (
+        _training.split(n, share, random_state) if round(share * n) < n else _training.split(n, 0.1, random_state)
+    )
     assert_array_equal(np.sort(np.concatenate([learnt, held_out])), np.arange(n))
     assert len(held_out) >= 1
     assert (np.diff(learnt) > 0).all()
@@ -149,11 +151,11 @@ def test_an_epoch_takes_every_row_once_in_even_batches(n, batch_size):
     assert n < 20 or not np.array_equal(*epochs)
 
 
-def train_noisily(seed):
+def train_noisily(random_state):
     x, y = problem()
     module = network(dropout=0.5)
     schedule = Schedule(epochs=3, learning_rate=0.01, batch_size=8)
-    _training.train(module, squared(module, x, y), np.arange(30), schedule, **(RUN | {"seed": seed}))
+    _training.train(module, squared(module, x, y), np.arange(30), schedule, **(RUN | {"random_state": random_state}))
     return module[1].weight.detach().numpy()
 
 
@@ -238,7 +240,7 @@ def test_output_in_batches(n):
 
 
 def test_weights_go_through_arrays_to_the_bit():
-    module, other = (nn.Sequential(network(seed), nn.BatchNorm1d(2)) for seed in (0, 1))
+    module, other = (nn.Sequential(network(random_state), nn.BatchNorm1d(2)) for random_state in (0, 1))
     module(torch.rand(5, 3))
     arrays = _training.to_arrays(module)
     assert all(name.startswith("net.") and value.dtype.kind in "if" for name, value in arrays.items())

@@ -57,7 +57,7 @@ def hub(weights, tmp_path, monkeypatch):
     with running() as server:
         server.repositories["lab/tiny"] = Repository(dict(files))
         server.repositories["lab/gated"] = Repository(
-            dict(files), licence="cc-by-nc-nd-4.0", gated=True, allowed={"hf_good"}
+            dict(files), license="cc-by-nc-nd-4.0", gated=True, allowed={"hf_good"}
         )
         point(monkeypatch, server.url, tmp_path)
         yield server
@@ -79,12 +79,12 @@ def patches(n=3, side=64):
 
 def in_memory(network, mean, std):
     """Features of the patches by the network alone."""
-    colours = (torch.tensor(patches()).permute(0, 3, 1, 2) / 255 - colour(mean)) / colour(std)
+    colors = (torch.tensor(patches()).permute(0, 3, 1, 2) / 255 - color(mean)) / color(std)
     with torch.no_grad():
-        return network(colours).numpy()
+        return network(colors).numpy()
 
 
-def colour(values):
+def color(values):
     return torch.tensor(values).view(3, 1, 1)
 
 
@@ -95,12 +95,12 @@ def test_a_public_repository_is_downloaded_and_known(hub, tiny, weights):
     encoder = encoders.load("hf-hub:lab/tiny")
     expected = in_memory(tiny, TINY["pretrained_cfg"]["mean"], TINY["pretrained_cfg"]["std"])
     np.testing.assert_allclose(encoder(patches()), expected, atol=1e-5)
-    assert (encoder.field, encoder.patch_um, encoder.dim, encoder.stride) == (64, 32.0, 64, 16)
+    assert (encoder.input_size, encoder.patch_um, encoder.dim, encoder.stride) == (64, 32.0, 64, 16)
     about = encoder.provenance
     assert about["repo_id"] == "lab/tiny"
     assert about["revision"] == hub.repositories["lab/tiny"].commit
     assert (about["file"], about["sha256"]) == ("model.safetensors", sha256(weights).hexdigest())
-    assert (about["licence"], about["gated"]) == ("apache-2.0", False)
+    assert (about["license"], about["gated"]) == ("apache-2.0", False)
 
 
 @pytest.mark.parametrize("revision", ["main", "v1", "commit"])
@@ -112,7 +112,7 @@ def test_a_revision_is_resolved_to_its_commit(hub, revision):
 
 
 def test_an_entry_of_the_registry_comes_from_its_repository(hub, monkeypatch, caplog):
-    small = replace(ENCODERS["kaiko-s16"], architecture="test_vit", params={"reg_tokens": 2}, field=64)
+    small = replace(ENCODERS["kaiko-s16"], architecture="test_vit", params={"reg_tokens": 2}, input_size=64)
     monkeypatch.setitem(ENCODERS, "kaiko-s16", small)
     hub.repositories[small.weights] = hub.repositories["lab/tiny"]
     caplog.set_level(logging.INFO, "sthisto")
@@ -127,9 +127,9 @@ def test_a_name_of_timms_comes_from_timms_repository(hub):
     network = timm.create_model("test_vit")
     hub.repositories["timm/test_vit.r160_in1k"] = Repository({"model.safetensors": save(network.state_dict())})
     encoder = encoders.load("test_vit")
-    assert (encoder.field, encoder.dim) == (160, 64)
+    assert (encoder.input_size, encoder.dim) == (160, 64)
     assert encoder.provenance["repo_id"] == "timm/test_vit.r160_in1k"
-    assert encoder.provenance["licence"] == "apache-2.0"
+    assert encoder.provenance["license"] == "apache-2.0"
 
 
 def test_safetensors_are_preferred_and_pickles_read_as_tensors_alone(hub, tiny, tmp_path):
@@ -177,7 +177,7 @@ def test_gated_with_a_good_token(hub, monkeypatch, caplog):
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     caplog.set_level(logging.DEBUG)
     encoder = encoders.load("hf-hub:lab/gated")
-    assert (encoder.provenance["gated"], encoder.provenance["licence"]) == (True, "cc-by-nc-nd-4.0")
+    assert (encoder.provenance["gated"], encoder.provenance["license"]) == (True, "cc-by-nc-nd-4.0")
     assert "hf_good" not in repr(encoder.provenance) + caplog.text
 
 
@@ -274,9 +274,9 @@ told = {"ours": encoder(patches).tolist(), "about": {k: v for k, v in encoder.pr
 if "timm" in sys.argv:
     network = timm.create_model("hf-hub:lab/gated", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(network)
-    colours = torch.tensor(patches).permute(0, 3, 1, 2) / 255
-    colours = (colours - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(config["std"]).view(3, 1, 1)
-    told["timm"] = network(colours).tolist()
+    colors = torch.tensor(patches).permute(0, 3, 1, 2) / 255
+    colors = (colors - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(config["std"]).view(3, 1, 1)
+    told["timm"] = network(colors).tolist()
 print(json.dumps(told))
 """
 
@@ -332,9 +332,9 @@ def test_a_local_file_beside_a_name_of_timms(tmp_path):
     network = timm.create_model("test_vit").eval()  # with its classifier, which the features do not need
     save_file(network.state_dict(), tmp_path / "own.safetensors")
     encoder = encoders.load("test_vit", weights=str(tmp_path / "own.safetensors"))
-    colours = encoder._colours(patches(2, 160))
+    colors = encoder._colors(patches(2, 160))
     with torch.no_grad():
-        expected = network.forward_head(network.forward_features(colours), pre_logits=True)
+        expected = network.forward_head(network.forward_features(colors), pre_logits=True)
     np.testing.assert_allclose(encoder(patches(2, 160)), expected, atol=1e-5)
 
 

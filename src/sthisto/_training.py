@@ -81,24 +81,24 @@ def pick_device(device: str | None) -> torch.device:
     return torch.device(device)
 
 
-def generator(seed: int) -> torch.Generator:
+def generator(random_state: int) -> torch.Generator:
     """Random numbers of their own, on the CPU, whatever else is drawn."""
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(random_state)
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Within, layers draw (first weights, dropout) from ``seed``; afterwards the global state is what it was."""
+def seeded(random_state: int, device: torch.device | None = None) -> Iterator[None]:
+    """Within, layers draw (first weights, dropout) from ``random_state``; afterwards the global state is what it was."""
     if device is None or device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would reseed the GPUs, too.
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(random_state)
             yield
         return
     on_device = torch.get_device_module(device)
     before = on_device.get_rng_state(device)
-    with seeded(seed):
-        state = torch.Generator(device).manual_seed(seed).get_state()
+    with seeded(random_state):
+        state = torch.Generator(device).manual_seed(random_state).get_state()
         on_device.set_rng_state(state, device)
         try:
             yield
@@ -106,7 +106,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
             on_device.set_rng_state(before, device)
 
 
-def split(n: int, share: float, seed: int) -> tuple[Rows, Rows]:
+def split(n: int, share: float, random_state: int) -> tuple[Rows, Rows]:
     """Rows to learn from and rows held out, a random share of n but at least one, both ascending.
 
     Raises
@@ -117,7 +117,7 @@ def split(n: int, share: float, seed: int) -> tuple[Rows, Rows]:
     n_held_out = max(1, round(share * n))
     if n_held_out >= n:
         raise ValueError(f"holding out {share:g} of {n} rows leaves none to learn from")
-    shuffled = np.random.default_rng(seed).permutation(n)
+    shuffled = np.random.default_rng(random_state).permutation(n)
     return np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out])
 
 
@@ -128,7 +128,7 @@ def train(
     schedule: Schedule,
     *,
     validation: Callable[[], float] | None = None,
-    seed: int,
+    random_state: int,
     device: torch.device,
     progress: bool,
     label: str = "training",
@@ -150,7 +150,7 @@ def train(
         Optimizer, epochs, batches, stopping.
     validation
         Loss on what is held out, called after every epoch in evaluation mode without gradients; see :func:`mean_loss`.
-    seed
+    random_state
         Seeds the order of the rows and dropout.
     device
         From :func:`pick_device`.
@@ -175,17 +175,20 @@ def train(
     >>> schedule = Schedule(epochs=100, learning_rate=0.1)
     >>> def loss(rows):
     ...     return nn.functional.mse_loss(line(x[rows]), 3 * x[rows])
-    >>> curves = train(line, loss, np.arange(8), schedule, seed=0, device=pick_device("cpu"), progress=False)
+    >>> curves = train(line, loss, np.arange(8), schedule, random_state=0, device=pick_device("cpu"), progress=False)
     >>> bool(curves["train"][-1] < 0.01)
     True
     """
     if schedule.patience is not None and validation is None:
         raise ValueError(f"patience is {schedule.patience}, but nothing is held out to validate on")
     module.to(device)
-    optimizer, order = schedule.build(module), generator(seed)
+    optimizer, order = schedule.build(module), generator(random_state)
     curves: dict[str, list[float]] = {name: [] for name in ("train", *(["validation"] if validation else []))}
     best: dict[str, Tensor] = {}
-    with seeded(seed, device), tqdm(range(schedule.epochs), desc=label, unit="epoch", disable=not progress) as bar:
+    with (
+        seeded(random_state, device),
+        tqdm(range(schedule.epochs), desc=label, unit="epoch", disable=not progress) as bar,
+    ):
         for epoch in bar:
             module.train()
             curves["train"].append(_epoch(loss, _batches(rows, schedule.batch_size, order), optimizer, schedule.clip))

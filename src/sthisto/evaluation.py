@@ -28,8 +28,8 @@ __all__ = [
     "CEILING",
     "COPY",
     "GENE_MEAN",
-    "Measured",
-    "Trial",
+    "Dataset",
+    "Split",
     "choose_genes",
     "compare",
     "gene_means",
@@ -50,7 +50,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Dataset:
     """Sections with all that was measured, from which trials are cut."""
 
     sections: Sequence[Section]  # without expression
@@ -59,7 +59,7 @@ class Measured:
     columns: NDArray[np.intp] | None = None  # the genes to score; None: chosen anew by the counts
     counts: Sequence[Counts] | None = None  # (n, g) of each section
 
-    def hide(self, hidden: Sequence[Mask], *, n_genes: int, all_spots: bool = False) -> "Trial":
+    def hide(self, hidden: Sequence[Mask], *, n_genes: int, all_spots: bool = False) -> "Split":
         """Hide spots, and choose genes on the others where they are not given.
 
         Parameters
@@ -81,7 +81,7 @@ class Measured:
         columns = self._choose(kept, n_genes) if self.columns is None else self.columns
         cut = [whole[:, columns] for whole in self.expression]
         values = [part.toarray() if sparse.issparse(part) else part for part in cut]
-        return Trial(
+        return Split(
             sections=[replace(section, expression=v) for section, v in zip(self.sections, values, strict=True)],
             hidden=hidden,
             genes=self.genes[columns].tolist(),
@@ -103,7 +103,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Split:
     """One hiding of spots: models learn from what is left, and are scored on what is hidden.
 
     Examples
@@ -112,8 +112,8 @@ class Trial:
     >>> rng = np.random.default_rng(0)
     >>> xy = rng.uniform(0, 8, (60, 2))
     >>> spots = Section(name="a", xy=xy, expression=np.sin(xy).astype(np.float32) + 1)
-    >>> trial = Trial(sections=[spots], hidden=[np.arange(60) % 2 == 0], genes=["sin x", "sin y"])
-    >>> table = trial.run("idw", Idw(), seed=0, device="cpu")
+    >>> trial = Split(sections=[spots], hidden=[np.arange(60) % 2 == 0], genes=["sin x", "sin y"])
+    >>> table = trial.run("idw", Idw(), random_state=0, device="cpu")
     >>> bool(table.query("gene.isna() and metric == 'pearson'")["value"].item() > 0.5)
     True
     """
@@ -125,7 +125,9 @@ class Trial:
     counts: Sequence[Counts] | None = None  # (n, all genes) of each section, for the ceiling
     columns: NDArray[np.intp] | None = None  # (g,) of the genes in the counts
 
-    def run(self, name: str, model: Model, *, patches: Sequence[Patches] = (), seed: int, device: str) -> pd.DataFrame:
+    def run(
+        self, name: str, model: Model, *, patches: Sequence[Patches] = (), random_state: int, device: str
+    ) -> pd.DataFrame:
         """Fit a model and score it.
 
         Negative predictions count as 0, as in :func:`sthisto.tl.predict`.
@@ -138,7 +140,7 @@ class Trial:
             Fresh model.
         patches
             Of each section, for a model that reads pixels.
-        seed, device
+        random_state, device
             Passed to its ``fit``.
 
         Returns
@@ -153,14 +155,14 @@ class Trial:
         training = [_rows(each, ~hidden, with_expression=True) for each, hidden in zip(whole, self.hidden, strict=True)]
         start = time.perf_counter()
         with _memory() as peak:
-            model.fit(training, seed=seed, device=device, progress=False)
+            model.fit(training, random_state=random_state, device=device, progress=False)
         cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": peak[0]}
         points = (_rows(each, scored) for each, scored in zip(whole, self._scored(), strict=True))
         predicted = [np.maximum(model.predict(each), 0) for each in points]
         costs = pd.DataFrame({"model": name, "metric": list(cost), "value": list(cost.values())})
         return pd.concat([self._table(name, predicted), costs], ignore_index=True)
 
-    def yardsticks(self, *, seed: int) -> pd.DataFrame:
+    def reference_scores(self, *, random_state: int) -> pd.DataFrame:
         """Score what models have to beat, and what they cannot reach.
 
         ``"gene mean"`` is the mean over the training spots; it does not vary, so its correlation is counted as 0.
@@ -170,7 +172,7 @@ class Trial:
 
         Parameters
         ----------
-        seed
+        random_state
             Of the binomial thinning.
 
         Returns
@@ -183,16 +185,16 @@ class Trial:
             tables.append(self._table(name, [w[rows] for w, rows in zip(whole, self._scored(), strict=True)]))
         if self.counts is not None and self.columns is not None and not self.all_spots:
             tables += [
-                self._ceiling(counts[hidden], section.name, seed)
+                self._ceiling(counts[hidden], section.name, random_state)
                 for counts, (section, hidden) in zip(self.counts, self._pairs(), strict=True)
             ]
         return pd.concat(tables, ignore_index=True)
 
-    def _ceiling(self, counts: Counts, library: str, seed: int) -> pd.DataFrame:
+    def _ceiling(self, counts: Counts, library: str, random_state: int) -> pd.DataFrame:
         def scale(part: Counts) -> Counts:
             return metrics.lognorm(part)[:, self.columns]  # totals of the spots are over all genes
 
-        r = metrics.noise_ceiling(counts, seed=seed, transform=scale)
+        r = metrics.noise_ceiling(counts, random_state=random_state, transform=scale)
         return _long(CEILING, library, self.genes, {"pearson": r})
 
     def _pairs(self, masks: Sequence[Mask] | None = None) -> Iterator[tuple[Section, Mask]]:

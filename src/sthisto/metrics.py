@@ -163,7 +163,7 @@ def lognorm(counts: Counts, target: float = 1e4) -> Counts:
     return np.log1p(dense * _per_spot(dense.sum(axis=1), target)[:, None]).astype(np.float32)
 
 
-def thin(counts: Counts, fraction: float = 0.5, *, seed: int) -> tuple[Counts, Counts]:
+def thin(counts: Counts, fraction: float = 0.5, *, random_state: int) -> tuple[Counts, Counts]:
     """Split counts at random into two parts that share a rate but no noise.
 
     Every molecule goes to the first part with probability ``fraction``. Parts of Poisson counts are independent given
@@ -175,7 +175,7 @@ def thin(counts: Counts, fraction: float = 0.5, *, seed: int) -> tuple[Counts, C
         (n, g) whole numbers, dense or CSR.
     fraction
         Expected share of the first part, between 0 and 1.
-    seed
+    random_state
         Of the draw.
 
     Returns
@@ -189,7 +189,7 @@ def thin(counts: Counts, fraction: float = 0.5, *, seed: int) -> tuple[Counts, C
 
     Examples
     --------
-    >>> first, second = thin(np.array([[10, 0], [3, 200]]), seed=0)
+    >>> first, second = thin(np.array([[10, 0], [3, 200]]), random_state=0)
     >>> first + second
     array([[ 10,   0],
            [  3, 200]])
@@ -203,7 +203,7 @@ def thin(counts: Counts, fraction: float = 0.5, *, seed: int) -> tuple[Counts, C
             "thinning splits molecules and needs raw counts: whole numbers >= 0. Values between "
             f"{values.min():g} and {values.max():g} were found; pass the counts, not normalised expression."
         )
-    values[...] = np.random.default_rng(seed).binomial(values.astype(np.int64), fraction)
+    values[...] = np.random.default_rng(random_state).binomial(values.astype(np.int64), fraction)
     second = counts - first
     if sparse.issparse(counts):
         first.eliminate_zeros()
@@ -212,7 +212,7 @@ def thin(counts: Counts, fraction: float = 0.5, *, seed: int) -> tuple[Counts, C
 
 
 def noise_ceiling(
-    counts: Counts, *, seed: int, transform: Callable[..., Counts] = lognorm, n_repeats: int = 5
+    counts: Counts, *, random_state: int, transform: Callable[..., Counts] = lognorm, n_repeats: int = 5
 ) -> NDArray[np.float64]:
     """Pearson r that a perfect predictor of the true rate would reach against the observed expression.
 
@@ -225,7 +225,7 @@ def noise_ceiling(
     ----------
     counts
         (n, g) raw counts, dense or CSR; all genes where ``transform`` needs the total of a spot.
-    seed
+    random_state
         Of the splits.
     transform
         From counts to the scale on which predictions are scored.
@@ -252,11 +252,11 @@ def noise_ceiling(
     --------
     >>> rng = np.random.default_rng(0)
     >>> rate = rng.gamma(2.0, 1.0, size=(500, 1))
-    >>> noise_ceiling(rng.poisson(np.hstack([rate, 50 * rate])), seed=0, transform=np.asarray).round(1)
+    >>> noise_ceiling(rng.poisson(np.hstack([rate, 50 * rate])), random_state=0, transform=np.asarray).round(1)
     array([0.7, 1. ])
     """
-    seeds = np.random.SeedSequence(seed).generate_state(n_repeats)
-    halves = ((_dense(transform(half)) for half in thin(counts, seed=int(s))) for s in seeds)
+    seeds = np.random.SeedSequence(random_state).generate_state(n_repeats)
+    halves = ((_dense(transform(half)) for half in thin(counts, random_state=int(s))) for s in seeds)
     r = np.mean([np.nan_to_num(pearson(*pair)) for pair in halves], axis=0).clip(min=0)
     whole = _dense(transform(counts))
     ceiling: NDArray[np.float64] = np.where(_varies(whole), np.sqrt(2 * r / (1 + r)), np.nan)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthisto import _slide
+from sthisto import _data
 from sthisto.encoders import Encoder, has_tokens, load, record
 from sthisto.encoders._encode import encode, no_tokens
 from sthisto.images import Image, check_scale
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def extract_features(  # noqa: PLR0913  the settings of one step, each with its default
     adata: "AnnData | SpatialData",
     encoder: str | Encoder = "handcrafted",
@@ -73,7 +73,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     mpp
         Micrometres per full-resolution pixel; ``None`` derives it.
     pitch_um
-        Distance between neighbouring spots in um, to derive ``mpp`` from where the image does not say it. ``None``
+        Distance between neighboring spots in um, to derive ``mpp`` from where the image does not say it. ``None``
         takes 100 for hexagonal arrays (Visium) and 200 for square ones, the latter with a warning.
     weights
         Local file with the encoder's weights, where it has weights. Other options belong to
@@ -81,7 +81,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     keep_weights
         Put the encoder's weights into ``uns``, so that the object alone reproduces its features, also without network:
         :func:`sthisto.tl.upsample` loads the encoder from there, as :func:`sthisto.encoders.restore` does. They take 4
-        bytes each (UNI: 1.2 GB). Where the licence forbids passing them on, a warning names it.
+        bytes each (UNI: 1.2 GB). Where the license forbids passing them on, a warning names it.
     device
         Where a learnt encoder runs, as torch names it; ``None`` chooses.
     batch_size
@@ -104,7 +104,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     ``obsm[key_added]`` : (n, d) float32, one row a spot
     ``uns["sthisto"]["features"][key_added]`` : encoder, patch size, scale and image of each section; ``dense`` and
     its ``window_um``; of a network, in ``provenance``, where its weights come from (repository, commit, file, SHA-256,
-    licence), its input, pooling and precision; ``weights`` and ``weights_sha256`` where they are kept
+    license), its input, pooling and precision; ``weights`` and ``weights_sha256`` where they are kept
     ``uns["spatial"][library]`` : a ``hires`` picture of at most 2 000 px with its scale, where the section had none
 
     Raises
@@ -129,7 +129,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     >>> adata.obsm["X_histo"].shape[0] == adata.n_obs
     True
     """
-    _slide.check_key(key_added)
+    _data.check_key(key_added)
     describe = load(encoder, weights=weights, device=device)
     side_um = describe.patch_um if patch_um is None else patch_um
     if not side_um > 0:
@@ -142,10 +142,10 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     pictures: dict[str, dict[str, Any]] = {}
     scales: list[float] = []
     paths: list[str] = []
-    for library, place in _slide.places(adata, library_key).items():
-        picture, path = _slide.find_image(adata, library, image, mpp)
+    for library, place in _data.places(adata, library_key).items():
+        picture, path = _data.find_image(adata, library, image, mpp)
         check_scale(picture, place.xy)
-        um = _slide.scale(place, picture, mpp, pitch_um)
+        um = _data.scale(place, picture, mpp, pitch_um)
         _refuse_larger(side_um, um, picture)
         features[place.rows] = encode(
             picture,
@@ -157,7 +157,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
             cache=None if cache is None else Path(cache, str(len(scales))),
             progress=progress,
         )
-        pictures[library] = _slide.small_picture(adata, library, picture, place.pitch)
+        pictures[library] = _data.small_picture(adata, library, picture, place.pitch)
         scales.append(um)
         paths.append(path)
     made |= {
@@ -169,7 +169,7 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     }
     if window_um is not None:
         made["window_um"] = float(window_um)
-    _slide.write_features(adata, key_added, features, made, pictures)
+    _data.write_features(adata, key_added, features, made, pictures)
 
 
 def _dense_settings(encoder: Encoder, side_um: float, window_um: float | None) -> tuple[int, float]:

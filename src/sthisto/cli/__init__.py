@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sthisto import __version__
 from sthisto.cli._job import Job
 from sthisto.cli._options import parser
-from sthisto.cli._talk import one_line, spoken
+from sthisto.cli._output import one_line, spoken
 
 __all__ = ["main"]
 

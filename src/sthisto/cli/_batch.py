@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthisto import __version__, _slide, encoders, grids, images, tl
+from sthisto import __version__, _data, encoders, grids, images, tl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from sthisto.cli._files import read, write
 from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
+from sthisto.cli._output import one_line
 from sthisto.cli._sheet import FITTED, MEASURED, SECTION, Row, Settings, changes, read_sheet, stamp
 from sthisto.cli._steps import (
     FEATURE_OPTIONS,
@@ -29,7 +30,6 @@ from sthisto.cli._steps import (
     params_in,
     prepare,
 )
-from sthisto.cli._talk import one_line
 
 RECORD = "batch"  # in uns["sthisto"]: the settings that a file was made with
 MISTAKES = (KeyError, ValueError, OSError, ImportError)  # of a section; the others go on
@@ -80,7 +80,7 @@ def run_batch(job: Job) -> tuple[dict[str, Any], str]:
         record_of(batch.path(name))  # what is not ours is told before the work
     args.output.mkdir(parents=True, exist_ok=True)
     reference = learnt(batch)
-    of_maps = {"grid": args.grid, "interval": args.interval, "conserve": args.conserve}
+    of_maps = {"grid": args.grid, "interval": args.interval, "conserve": args.match_spot_means}
     settings = batch.options | of_maps | {"sections": record_of(batch.path(FITTED))["sections"]}
     for row in rows:
         if row.section not in batch.failed and needed(batch, row.section, settings | {"files": row.files()}):
@@ -222,15 +222,15 @@ def measured_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
         device=args.device,
         progress=batch.job.progress,
         interval=args.interval,
-        conserve=args.conserve,
+        match_spot_means=args.match_spot_means,
     )
 
 
 def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
     """Lay a grid as dense as those of the measured sections, describe it, and predict."""
     args = batch.job.args
-    learnt = _slide.read_fit(reference, FIT)
-    made = _slide.description(reference, FEATURES, str(learnt.libraries[0]), alone=False)
+    learnt = _data.read_fit(reference, FIT)
+    made = _data.description(reference, FEATURES, str(learnt.libraries[0]), alone=False)
     pitch_um = (args.pitch_um or float(learnt.pitch[0]) * made.mpp) / args.grid
     points, pitch = over_spots(batch, row) if row.table else over_tissue(row, args.mpp, pitch_um)
     known = {"mpp": args.mpp, "pitch_um": pitch_um if row.table else None}
@@ -243,7 +243,7 @@ def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
 def over_spots(batch: Batch, row: Row) -> "tuple[AnnData, float]":
     """Refine the array of a section's spots, as ``upsample`` does."""
     adata = read(row.table, batch.job)  # type: ignore[arg-type]  # asked before
-    xy = _slide.positions(adata, np.arange(adata.n_obs))
+    xy = _data.positions(adata, np.arange(adata.n_obs))
     own = grids.Lattice.fit(xy)
     fine = own.refine(batch.job.args.grid)
     site = fine.cover(xy, 1.1 * own.reach)

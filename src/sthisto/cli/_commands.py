@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sthisto import _slide, evaluation, tl
+from sthisto import _data, evaluation, tl
 from sthisto.models import MODELS
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_fit(job: Job) -> tuple[dict[str, Any], str]:
         write(adata, args.output, job)
     if args.save is not None:
         tl.save(adata, args.save, key=FIT)
-    fit = _slide.read_fit(adata, FIT)
+    fit = _data.read_fit(adata, FIT)
     summary = {"output": written, "model": fit.model, "spots": len(fit.spots), "genes": len(fit.genes)}
     text = f"{' and '.join(written)}: {fit.model}, fitted to {len(fit.genes)} genes on {len(fit.spots)} spots"
     return {**summary, "reused": job.reused}, text
@@ -63,19 +63,19 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
     check_interval(args.interval)
     adata = read(args.section, job)
     if show:
-        _slide.genes_to_model(adata, show)  # a misspelt gene is told before the work
+        _data.genes_to_model(adata, show)  # a misspelt gene is told before the work
     fits = adata.uns.get("sthisto", {}).get("fit", {})
     anew = job.asked(*FIT_OPTIONS, *FEATURE_OPTIONS)
     if FIT in fits and not anew:
         job.reuse(f"the fitted model in {args.section}")
-        _refuse_unmodelled(show, _slide.read_fit(adata, FIT).genes)
+        _refuse_unmodelled(show, _data.read_fit(adata, FIT).genes)
     else:
         if FIT in fits:
             logger.info("fitting again, as %s is given", ", ".join(anew))
         genes = prepare(adata, job)
-        _refuse_unmodelled(show, _slide.genes_to_model(adata, genes))
+        _refuse_unmodelled(show, _data.genes_to_model(adata, genes))
         learn(adata, job, genes)
-    fit = _slide.read_fit(adata, FIT)
+    fit = _data.read_fit(adata, FIT)
     if show and len(fit.libraries) > 1:
         raise ValueError(f"--picture draws one section, and {args.section} holds {len(fit.libraries)}. Leave it out.")
     with job.step("upsample"):
@@ -86,7 +86,7 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
             device=args.device,
             progress=job.progress,
             interval=args.interval,
-            conserve=args.conserve,
+            match_spot_means=args.match_spot_means,
         )
     write(dense, args.output, job)
     if show:

@@ -17,18 +17,18 @@ DEMO_GENES = ("region_00", "fine_01", "density_02")  # one of each kind that the
 
 
 def run_demo(job: Job) -> tuple[dict[str, Any], str]:
-    folder, seed = job.args.output, job.args.seed or 0
+    folder, random_state = job.args.output, job.args.seed or 0
     folder.mkdir(parents=True, exist_ok=True)
     with job.step("section"):
-        adata = datasets.synthetic(seed=seed)
+        adata = datasets.synthetic(random_state=random_state)
         logger.info("a synthetic section: %d spots, %d genes, and its picture", *adata.shape)
     with job.step("features"):
         pp.extract_features(adata, progress=job.progress)
-    hidden = grids.hold_out(adata.obsm["spatial"], 0.5, seed=seed)
+    hidden = grids.hold_out(adata.obsm["spatial"], 0.5, random_state=random_state)
     with job.step("held out"):
-        scores = _held_out(adata, hidden, (MODEL, "idw"), seed, job)
+        scores = _held_out(adata, hidden, (MODEL, "idw"), random_state, job)
     with job.step("fit"):
-        tl.fit(adata, MODEL, random_state=seed, device=job.args.device, progress=job.progress)
+        tl.fit(adata, MODEL, random_state=random_state, device=job.args.device, progress=job.progress)
     with job.step("upsample"):
         dense = tl.upsample(adata, 3, progress=job.progress)
     write(dense, folder / "dense.h5ad", job)
@@ -48,13 +48,15 @@ def run_demo(job: Job) -> tuple[dict[str, Any], str]:
     return {**paths, **sizes, "pearson": scores}, text
 
 
-def _held_out(adata: "AnnData", hidden: Any, models: Sequence[str], seed: int, job: Job) -> dict[str, dict[str, float]]:
+def _held_out(
+    adata: "AnnData", hidden: Any, models: Sequence[str], random_state: int, job: Job
+) -> dict[str, dict[str, float]]:
     """Mean Pearson r of each model on the hidden spots (n,), which it never sees."""
     scores = {}
     goals = {"measured": adata.X.toarray(), "truth": datasets.synthetic_truth(adata)}
     for name in models:
         tried = adata.copy()
-        tl.fit(tried, name, train_on=~hidden, random_state=seed, device=job.args.device, progress=job.progress)
+        tl.fit(tried, name, train_on=~hidden, random_state=random_state, device=job.args.device, progress=job.progress)
         tl.predict(tried)
         predicted = tried.layers[FIT][hidden]
         scores[name] = {

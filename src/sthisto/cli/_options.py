@@ -179,7 +179,7 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
         help="write the bounds between which this share of new measurements falls, in layers low and high",
     )
     command.add_argument(
-        "--conserve",
+        "--match-spot-means",
         action="store_true",
         help="points inside a spot's footprint average to what the model says of the spot",
     )
@@ -203,7 +203,7 @@ def _add_description_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weights", metavar="FILE", help="local weights of the encoder")
     group.add_argument("--patch-um", type=float, metavar="UM", help="side of the patch (default: the encoder's)")
     group.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel (default: found out)")
-    group.add_argument("--pitch-um", type=float, metavar="UM", help="distance of neighbouring spots, to derive --mpp")
+    group.add_argument("--pitch-um", type=float, metavar="UM", help="distance of neighboring spots, to derive --mpp")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
 
 
@@ -216,7 +216,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression (default: X)")
     group.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
     group.add_argument(
-        "--judge-genes",
+        "--test-genes",
         action="store_true",
         default=None,  # as all options that a fit is made again for
         help="score genes on blocks held back, and test them (var: pcc_heldout, qvalue_heldout); some five more fits",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from sthisto import _slide, evaluation, metrics, pp, tl, uncertainty
+from sthisto import _data, evaluation, metrics, pp, tl, uncertainty
 from sthisto.encoders import Encoder
 from sthisto.models import MODELS
 
@@ -22,14 +22,14 @@ from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
 N_GENES = 1000
 KINDS: dict[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list}  # of JSON, for a default
 FEATURE_OPTIONS = ("encoder", "weights", "patch_um", "mpp", "pitch_um")
-FIT_OPTIONS = ("model", "params", "genes", "layer", "seed", "judge_genes")
+FIT_OPTIONS = ("model", "params", "genes", "layer", "seed", "test_genes")
 
 
 def prepare(adata: "AnnData", job: Job) -> list[str] | None:
     """Log-normalise raw counts and choose genes; return those asked for by name."""
     args = job.args
     genes = None if args.genes is None else names_in(args.genes)
-    _slide.genes_to_model(adata, genes)
+    _data.genes_to_model(adata, genes)
     if args.layer not in (None, "X") or not are_counts(adata.X):
         if genes is None and "highly_variable" not in adata.var:
             logger.info("no var['highly_variable']: all %d genes are modelled", adata.n_vars)
@@ -84,7 +84,7 @@ def _values(matrix: Any) -> Any:
 
 def choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> evaluation.Mask:
     """Mask (g,) of the genes worth modelling: seen often enough, then the most variable."""
-    libraries = _slide.sections(adata, library_key)
+    libraries = _data.sections(adata, library_key)
     least = 0.0 if adata.n_obs > evaluation.MANY_SPOTS * len(libraries) else evaluation.LEAST_SEEN
     labels = np.zeros(adata.n_obs) if library_key is None else adata.obs[library_key].to_numpy()
     chosen = evaluation.choose_genes(sparse.csr_matrix(counts), labels, N_GENES, least_seen=least)
@@ -156,7 +156,7 @@ def fit(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
             params=params_in(model, args.params or []),
             random_state=args.seed or 0,
             device=args.device,
-            judge_genes=bool(args.judge_genes),
+            test_genes=bool(args.test_genes),
             key_added=FIT,
             progress=job.progress,
         )

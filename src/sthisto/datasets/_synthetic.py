@@ -48,7 +48,7 @@ def synthetic(
     mpp: float = 2.0,
     rotation: float = 0.0,
     depth: float = 3000.0,
-    seed: int = 0,
+    random_state: int = 0,
 ) -> AnnData:
     """Make sections of an invented tissue with a stained picture and counts, whose true expression is known everywhere.
 
@@ -70,14 +70,14 @@ def synthetic(
         Sections in the one object, with coordinates that overlap. Layout, stain and depth differ from section to
         section; what a kind of tissue expresses does not.
     pitch_um
-        Distance between neighbouring spots in µm; the structures of the tissue scale with it.
+        Distance between neighboring spots in µm; the structures of the tissue scale with it.
     mpp
         µm per pixel of the picture.
     rotation
         Degrees by which the array is turned, from x towards y.
     depth
         Mean counts of a spot in the first section; the others vary about it.
-    seed
+    random_state
         Same seed, same object. The first section does not depend on ``n_sections``.
 
     Returns
@@ -109,7 +109,7 @@ def synthetic(
     dtype('uint8')
     """
     _check(n_spots, n_genes, array, n_sections, {"pitch_um": pitch_um, "mpp": mpp, "depth": depth})
-    first, *streams = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(n_sections + 1))
+    first, *streams = (np.random.default_rng(s) for s in np.random.SeedSequence(random_state).spawn(n_sections + 1))
     genes = _draw_genes(n_genes, first)
     sections = {}
     for i, rng in enumerate(streams):

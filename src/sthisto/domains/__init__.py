@@ -27,7 +27,7 @@ class Method(Protocol):
     """A way from expression and positions to an embedding; a dataclass whose fields are the user's ``params``.
 
     Laws, tested for every entry of :data:`METHODS`: the same seed gives the same bits on a CPU; spots of different
-    sections are never neighbours; memory grows with the number of spots, not with its square.
+    sections are never neighbors; memory grows with the number of spots, not with its square.
     """
 
     history: dict[str, NDArray[np.float64]]  # curves over epochs; empty where nothing iterates
@@ -38,14 +38,14 @@ class Method(Protocol):
         xy: NDArray[np.float64],
         section: NDArray[np.intp],
         *,
-        seed: int,
+        random_state: int,
         device: str = "",
         progress: bool = True,
     ) -> NDArray[np.float32]:
         """Embedding (n, d) of spots: expression (n, g), positions (n, 2) in pitches, number of the section (n,)."""
 
     def links(self, xy: NDArray[np.float64], section: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Pairs (e, 2) of spots that the method takes for neighbours, each once."""
+        """Pairs (e, 2) of spots that the method takes for neighbors, each once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +121,20 @@ def build(method: str, params: Mapping[str, Any]) -> Method:
 
 
 def cluster(
-    embedding: NDArray[np.float32], how: Clusters, n_domains: int | None, *, resolution: float = 1.0, seed: int
+    embedding: NDArray[np.float32], how: Clusters, n_domains: int | None, *, resolution: float = 1.0, random_state: int
 ) -> "pd.Categorical[str]":
     """Find clusters in an embedding (n, d), named "0", "1", ... from the largest to the smallest.
 
     Without a number of domains they are leiden communities of the given resolution.
     """
     search = import_module("sthisto.domains._clusters").cluster
-    return by_size(search(embedding, how, n_domains, resolution=resolution, seed=seed))
+    return by_size(search(embedding, how, n_domains, resolution=resolution, random_state=random_state))
 
 
 def table_free_order(xy: NDArray[np.float64], section: NDArray[np.intp]) -> NDArray[np.intp]:
     """Rows (n,) ordered by section and place, whatever the order of the table.
 
-    Sums of floating point numbers, starts of clusters and ties among neighbours depend on the order of the spots, and a
+    Sums of floating point numbers, starts of clusters and ties among neighbors depend on the order of the spots, and a
     thousand epochs make much of little. In this order a shuffled table gives the same domains to the bit.
     """
     order: NDArray[np.intp] = np.lexsort((xy[:, 0], xy[:, 1], section))

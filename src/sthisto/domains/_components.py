@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 
-def components(values: NDArray[np.float32], k: int, seed: int) -> NDArray[np.float32]:
+def components(values: NDArray[np.float32], k: int, random_state: int) -> NDArray[np.float32]:
     """Scores (n, k) of the leading principal components of values (n, d); fewer where there are no more."""
     k = min(k, *values.shape)
-    scores = PCA(k, svd_solver="randomized", random_state=seed).fit_transform(values)
+    scores = PCA(k, svd_solver="randomized", random_state=random_state).fit_transform(values)
     return np.ascontiguousarray(scores, dtype=np.float32)
 
 
@@ -27,12 +27,12 @@ class Components:
         xy: NDArray[np.float64],
         section: NDArray[np.intp],
         *,
-        seed: int,
+        random_state: int,
         device: str = "",
         progress: bool = True,
     ) -> NDArray[np.float32]:
         """Scores (n, components)."""
-        return components(expression, self.components, seed)
+        return components(expression, self.components, random_state)
 
     def links(self, xy: NDArray[np.float64], section: NDArray[np.intp]) -> NDArray[np.int64]:
         """No pairs: every spot counts for itself."""

@@ -1,4 +1,4 @@
-"""Neighbourhoods of spots as sparse lists, and how values travel along them.
+"""Neighborhoods of spots as sparse lists, and how values travel along them.
 
 Nothing here is n x n: a graph is the list of its edges, sorted by row, and all that is computed on it costs as much as
 there are edges. Graphs are symmetric, so the transpose that a gradient needs is the same list with the weights of the
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-Pairs: TypeAlias = NDArray[np.int64]  # (e, 2) rows of spots that are neighbours, each pair once, the lower row first
+Pairs: TypeAlias = NDArray[np.int64]  # (e, 2) rows of spots that are neighbors, each pair once, the lower row first
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Graph:
         return len(self.starts) - 1
 
     def propagate(self, weights: Tensor, x: Tensor) -> Tensor:
-        """Sum over the neighbours j of each spot i of weights (e,) at (i, j) times x (n, d) at j: (n, d)."""
+        """Sum over the neighbors j of each spot i of weights (e,) at (i, j) times x (n, d) at j: (n, d)."""
         summed: Tensor = _Propagate.apply(self, weights, x)
         return summed
 
@@ -72,7 +72,7 @@ class Graph:
 
 
 class _Propagate(torch.autograd.Function):
-    """Weighted sums over neighbours, with gradients that add up in one order."""
+    """Weighted sums over neighbors, with gradients that add up in one order."""
 
     @staticmethod
     def forward(ctx: Any, graph: Graph, weights: Tensor, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class _Propagate(torch.autograd.Function):
 
 
 class _Products(torch.autograd.Function):
-    """Scalar products over edges; their gradient is a weighted sum over neighbours."""
+    """Scalar products over edges; their gradient is a weighted sum over neighbors."""
 
     @staticmethod
     def forward(ctx: Any, graph: Graph, x: Tensor) -> Tensor:

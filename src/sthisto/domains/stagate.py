@@ -1,10 +1,10 @@
 """STAGATE: an autoencoder whose layers look at the spots around, with attention.
 
-A spot's expression is read together with its neighbours', each as much as attention gives it, squeezed to a few numbers
-and spread out again along the same attention. What neighbours agree on survives, what one spot says alone does not.
+A spot's expression is read together with its neighbors', each as much as attention gives it, squeezed to a few numbers
+and spread out again along the same attention. What neighbors agree on survives, what one spot says alone does not.
 
     P  = X W1                                                    (n, 512)
-    C  = softmax over the neighbours j of i of sigmoid(a_s P_i + a_r P_j)
+    C  = softmax over the neighbors j of i of sigmoid(a_s P_i + a_r P_j)
     H1 = ELU(C P),  Z = H1 W2                                    (n, 512), (n, 30)
     H3 = ELU(C Z W2'),  Y = H3 W1'                               (n, 512), (n, genes)
 
@@ -13,7 +13,7 @@ Two identities make it fast. The squared error needs neither Y nor a pass over a
 comes from its factors. The first is exact. The second leaves out a share ``low_rank`` of the variance at the most.
 
 Dong and Zhang 2022, Nature Communications 13, 1739, doi:10.1038/s41467-022-29439-6: the network is their Methods'. In
-``C Z W2'`` the neighbours are summed before they are spread to 512 numbers, which is the same and cheaper.
+``C Z W2'`` the neighbors are summed before they are spread to 512 numbers, which is the same and cheaper.
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class Stagate:
     >>> xy = np.stack(np.meshgrid(np.arange(6.0), np.arange(6.0)), axis=-1).reshape(-1, 2)
     >>> expression = np.random.default_rng(0).random((36, 20), dtype=np.float32)
     >>> method = Stagate(epochs=5, hidden=16, dim=4)
-    >>> method.embed(expression, xy, np.zeros(36, dtype=int), seed=0, progress=False).shape
+    >>> method.embed(expression, xy, np.zeros(36, dtype=int), random_state=0, progress=False).shape
     (36, 4)
     """
 
@@ -50,7 +50,7 @@ class Stagate:
     clip: float = 5.0  # of the gradient's norm
     hidden: int = 512
     dim: int = 30
-    radius: float = 1.5  # of a neighbourhood, in pitches: the six or eight spots around
+    radius: float = 1.5  # of a neighborhood, in pitches: the six or eight spots around
     low_rank: float = 1e-4  # share of the variance that a faster input of low rank may lack; 0 never takes one
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
@@ -60,15 +60,15 @@ class Stagate:
         xy: NDArray[np.float64],
         section: NDArray[np.intp],
         *,
-        seed: int,
+        random_state: int,
         device: str = "",
         progress: bool = True,
     ) -> NDArray[np.float32]:
-        """Train on the spots and return what their neighbourhoods come down to, (n, dim)."""
+        """Train on the spots and return what their neighborhoods come down to, (n, dim)."""
         where = pick_device(device)
         graph = Graph.of(self.links(xy, section), len(xy), device=where)
-        source = Input.of(expression, self.low_rank, seed, where)
-        with seeded(seed):
+        source = Input.of(expression, self.low_rank, random_state, where)
+        with seeded(random_state):
             network = Network(expression.shape[1], self.hidden, self.dim)
         schedule = Schedule(
             epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=self.weight_decay, clip=self.clip
@@ -78,7 +78,7 @@ class Stagate:
             lambda _: network.loss(source, graph),
             np.arange(1),  # every step sees all spots
             schedule,
-            seed=seed,
+            random_state=random_state,
             device=where,
             progress=progress,
             label="stagate",
@@ -88,7 +88,7 @@ class Stagate:
         return embedding
 
     def links(self, xy: NDArray[np.float64], section: NDArray[np.intp]) -> Pairs:
-        """Pairs of spots that are neighbours."""
+        """Pairs of spots that are neighbors."""
         return pairs_within(xy, section, self.radius)
 
 
@@ -101,9 +101,9 @@ class Input:
     squares: float  # sum of all squares
 
     @classmethod
-    def of(cls, expression: NDArray[np.float32], low_rank: float, seed: int, device: torch.device) -> "Input":
+    def of(cls, expression: NDArray[np.float32], low_rank: float, random_state: int, device: torch.device) -> "Input":
         """Take the factors where they lack no more than a share ``low_rank`` of the genes' variance."""
-        factors = _factors(expression, low_rank, seed)
+        factors = _factors(expression, low_rank, random_state)
         scores, loadings = factors or (expression, None)
         return cls(
             torch.from_numpy(scores).to(device),
@@ -122,14 +122,14 @@ class Input:
 
 
 def _factors(
-    expression: NDArray[np.float32], low_rank: float, seed: int
+    expression: NDArray[np.float32], low_rank: float, random_state: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Scores (n, 1 + r) and loadings (1 + r, g) of an expression of low rank about its mean."""
     if low_rank <= 0 or min(expression.shape) <= 4 * RANK:  # nothing to win
         return None
     mean = expression.mean(axis=0, keepdims=True)
     centred = expression - mean
-    left, values, loadings = randomized_svd(centred, RANK, n_iter=4, random_state=seed)
+    left, values, loadings = randomized_svd(centred, RANK, n_iter=4, random_state=random_state)
     lacking = np.square(centred, dtype=np.float64).sum() - np.square(values, dtype=np.float64).sum()
     if lacking > low_rank * np.square(centred, dtype=np.float64).sum():
         return None
@@ -150,7 +150,7 @@ class Network(nn.Module):
             nn.init.xavier_normal_(weight, gain=2**0.5)
 
     def attention(self, projected: Tensor, graph: Graph) -> Tensor:
-        """Weights (e,) of the neighbours, which sum to one for every spot."""
+        """Weights (e,) of the neighbors, which sum to one for every spot."""
         sender, receiver = (projected @ self.sender)[:, 0], (projected @ self.receiver)[:, 0]
         return graph.softmax(torch.sigmoid(take(sender, graph.rows) + take(receiver, graph.columns)))
 

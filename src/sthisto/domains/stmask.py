@@ -1,7 +1,7 @@
 """STMask: a masked graph autoencoder with two channels, one that guesses spots and one that guesses links.
 
 The feature channel hides the features of some spots behind a learnt token and has a graph convolution guess them from
-the spots around; the hidden spots' codes are hidden again before they are decoded, so that only neighbours can tell.
+the spots around; the hidden spots' codes are hidden again before they are decoded, so that only neighbors can tell.
 The link channel drops some links of the graph and has the codes of its own graph convolutions tell dropped links
 from pairs that never were. What the spots come down to are the codes of both channels side by side, less noise: their
 leading components.
@@ -37,14 +37,14 @@ class StMask:
     >>> xy = np.stack(np.meshgrid(np.arange(6.0), np.arange(6.0)), axis=-1).reshape(-1, 2)
     >>> expression = np.random.default_rng(0).random((36, 20), dtype=np.float32)
     >>> method = StMask(epochs=5, hidden=16, latent=8, dim=4)
-    >>> method.embed(expression, xy, np.zeros(36, dtype=int), seed=0, progress=False).shape
+    >>> method.embed(expression, xy, np.zeros(36, dtype=int), random_state=0, progress=False).shape
     (36, 4)
     """
 
     epochs: int = 500
     learning_rate: float = 1e-3
     components: int = 200  # leading components of the expression that a spot's features are
-    neighbours: int = 12
+    neighbors: int = 12
     hidden: int = 512
     latent: int = 256
     dim: int = 30
@@ -60,34 +60,34 @@ class StMask:
         xy: NDArray[np.float64],
         section: NDArray[np.intp],
         *,
-        seed: int,
+        random_state: int,
         device: str = "",
         progress: bool = True,
     ) -> NDArray[np.float32]:
         """Train on the spots and return what both channels say of each, (n, dim)."""
         where = pick_device(device)
-        features = torch.from_numpy(components(expression, self.components, seed)).to(where)
+        features = torch.from_numpy(components(expression, self.components, random_state)).to(where)
         pairs = self.links(xy, section)
         graph = Graph.of(pairs, len(xy), device=where)
-        with seeded(seed):
+        with seeded(random_state):
             network = Network(features.shape[1], self.hidden, self.latent)
         self.history = train(
             network,
             lambda _: self._loss(network, features, graph, pairs),
             np.arange(1),  # every step sees all spots
             Schedule(epochs=self.epochs, learning_rate=self.learning_rate),
-            seed=seed,
+            random_state=random_state,
             device=where,
             progress=progress,
             label="stmask",
         )
         with torch.no_grad():
             codes = network.codes(features, graph).cpu().numpy()
-        return components(codes, self.dim, seed)
+        return components(codes, self.dim, random_state)
 
     def links(self, xy: NDArray[np.float64], section: NDArray[np.intp]) -> Pairs:
-        """Pairs of spots that are neighbours."""
-        return nearest_pairs(xy, section, self.neighbours)
+        """Pairs of spots that are neighbors."""
+        return nearest_pairs(xy, section, self.neighbors)
 
     def _loss(self, network: "Network", features: Tensor, graph: Graph, pairs: Pairs) -> Tensor:
         """Loss of one step, with masks drawn anew."""

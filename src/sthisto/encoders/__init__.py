@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Encoder(Protocol):
-    """Patches to features. Cutting and resampling are the caller's; colour normalisation is the encoder's.
+    """Patches to features. Cutting and resampling are the caller's; color normalisation is the encoder's.
 
     Laws, tested for every entry of :data:`ENCODERS` that needs no download: a row depends on its own patch alone,
     whatever the size and the order of the batch; the same patch gives the same bits; all features are finite; no
@@ -44,11 +44,11 @@ class Encoder(Protocol):
 
     name: str
     dim: int  # features of a patch
-    field: int  # side of the input patch, pixels
+    input_size: int  # side of the input patch, pixels
     patch_um: float  # side of the tissue it looks at by default, um
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, dim) of RGB patches (n, field, field, 3)."""
+        """Features (n, dim) of RGB patches (n, input_size, input_size, 3)."""
 
 
 class TokenEncoder(Encoder, Protocol):
@@ -58,10 +58,10 @@ class TokenEncoder(Encoder, Protocol):
     """
 
     token_dim: int  # features of a token
-    stride: int  # pixels between neighbouring tokens
+    stride: int  # pixels between neighboring tokens
 
     def tokens(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, t, t, token_dim) of the places of patches (n, field, field, 3), t = field // stride.
+        """Features (n, t, t, token_dim) of the places of patches (n, input_size, input_size, 3), t = input_size // stride.
 
         In reading order (rows, then columns), class and register tokens left out, after the network's last norm:
         their mean over the places is what pooling="mean" gives for the patch.
@@ -71,7 +71,7 @@ class TokenEncoder(Encoder, Protocol):
 class LearntEncoder(Encoder, Protocol):
     """An encoder with weights, which says where they come from and can hand them over."""
 
-    provenance: dict[str, Any]  # strings, numbers and arrays: all that is needed to build it again, and its licence
+    provenance: dict[str, Any]  # strings, numbers and arrays: all that is needed to build it again, and its license
 
     def weights_bytes(self) -> bytes:
         """All weights and buffers, as the bytes of a safetensors file."""
@@ -113,7 +113,7 @@ def load(
     ----------
     encoder
         Name in :data:`ENCODERS`; any other network that timm has on the Hub, by its name there; ``"hf-hub:owner/name"``
-        for a repository in the form of timm or transformers; a ``torch.nn.Module`` that takes colours (n, 3, h, w); or
+        for a repository in the form of timm or transformers; a ``torch.nn.Module`` that takes colors (n, 3, h, w); or
         an object that satisfies :class:`Encoder`.
     weights
         Local file with the weights (safetensors, or what torch saves), or a folder as the Hub has it; the Hub and its
@@ -131,13 +131,13 @@ def load(
     compile
         Compile the network (``torch.compile``): slower at first, then faster.
     options
-        What the one encoder takes besides: ``threads`` of the hand-crafted one; ``field`` (pixels; needed unless timm
-        made it), ``patch_um``, ``mean``, ``std`` (of colours from 0 to 1, ImageNet's where not given) and ``name`` of a
+        What the one encoder takes besides: ``threads`` of the hand-crafted one; ``input_size`` (pixels; needed unless timm
+        made it), ``patch_um``, ``mean``, ``std`` (of colors from 0 to 1, ImageNet's where not given) and ``name`` of a
         ``torch.nn.Module``, of which a copy is taken.
 
     Returns
     -------
-    The encoder, called with patches (n, field, field, 3) uint8 RGB, which gives features (n, dim) float32. Networks
+    The encoder, called with patches (n, input_size, input_size, 3) uint8 RGB, which gives features (n, dim) float32. Networks
     that describe the places of a patch are :class:`TokenEncoder`, those with weights :class:`LearntEncoder`.
 
     Raises
@@ -162,7 +162,7 @@ def load(
     --------
     >>> import sthisto.encoders
     >>> encoder = sthisto.encoders.load("handcrafted")
-    >>> encoder.field, encoder.patch_um
+    >>> encoder.input_size, encoder.patch_um
     (256, 512.0)
     """
     settings = {"revision": revision, "pooling": pooling, "precision": precision, "compile": compile or None, **options}
@@ -192,7 +192,7 @@ def record(encoder: Encoder, *, keep_weights: bool = False) -> dict[str, Any]:
     encoder
         From :func:`load`.
     keep_weights
-        Whether to put the weights in, 4 bytes each. Their licence may forbid passing the object on: then a warning
+        Whether to put the weights in, 4 bytes each. Their license may forbid passing the object on: then a warning
         names it.
 
     Returns
@@ -222,9 +222,9 @@ def record(encoder: Encoder, *, keep_weights: bool = False) -> dict[str, Any]:
             f"keep_weights=True: the network {encoder.name!r} was made by hand, and its weights alone do not bring "
             "it back. Save it beside the object, and pass it as encoder=."
         )
-    if not may_be_passed_on(str(about["licence"]), gated=bool(about["gated"])):
+    if not may_be_passed_on(str(about["license"]), gated=bool(about["gated"])):
         warnings.warn(
-            f"the object now holds the weights of {encoder.name!r}, under {about['licence']}"
+            f"the object now holds the weights of {encoder.name!r}, under {about['license']}"
             f"{', gated' if about['gated'] else ''}: do not pass it on where that forbids it.",
             stacklevel=3,
         )
@@ -294,7 +294,7 @@ def _lacks(encoder: object) -> list[str]:
     kinds: dict[str, type | tuple[type, ...]] = {
         "name": str,
         "dim": (int, np.integer),
-        "field": (int, np.integer),
+        "input_size": (int, np.integer),
         "patch_um": (int, float, np.number),
     }
     wrong = [
@@ -313,7 +313,7 @@ def _check_encoder(encoder: object) -> None:
     if wrong:
         raise TypeError(
             f"{encoder!r} is no encoder; wrong or absent: {', '.join(wrong)}. Pass a name "
-            f"({', '.join(sorted(ENCODERS))}) or an instance with name, dim, field, patch_um and __call__(patches)"
+            f"({', '.join(sorted(ENCODERS))}) or an instance with name, dim, input_size, patch_um and __call__(patches)"
         )
 
 

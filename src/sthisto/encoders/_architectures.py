@@ -38,9 +38,9 @@ class Backbone(nn.Module):
         self.has_class = has_class
         self.maps_last = maps_last
 
-    def forward(self, colours: Tensor) -> Tensor:
+    def forward(self, colors: Tensor) -> Tensor:
         """Raw output of normalised patches (b, 3, h, w)."""
-        raw: Tensor = self.network(colours)
+        raw: Tensor = self.network(colors)
         return raw
 
     def own(self, raw: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class TimmBackbone(Backbone):
         has_class = bool(getattr(network, "has_class_token", prefix > 0))
         super().__init__(network, prefix=prefix, has_class=has_class, maps_last=_maps_last(network))
 
-    def forward(self, colours: Tensor) -> Tensor:
-        raw: Tensor = self.network.forward_features(colours)  # type: ignore[operator]
+    def forward(self, colors: Tensor) -> Tensor:
+        raw: Tensor = self.network.forward_features(colors)  # type: ignore[operator]
         return raw
 
     def own(self, raw: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ class TimmBackbone(Backbone):
 class StageBackbone(Backbone):
     """A stage of a convolutional network of timm (``features_only``): its maps, whose mean are the features."""
 
-    def forward(self, colours: Tensor) -> Tensor:
-        raw: Tensor = self.network(colours)[-1]
+    def forward(self, colors: Tensor) -> Tensor:
+        raw: Tensor = self.network(colors)[-1]
         return raw
 
     def own(self, raw: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ class StageBackbone(Backbone):
 class TransformersBackbone(Backbone):
     """A network of transformers: its last hidden state, whose first token is the class."""
 
-    def forward(self, colours: Tensor) -> Tensor:
-        raw: Tensor = self.network(pixel_values=colours).last_hidden_state
+    def forward(self, colors: Tensor) -> Tensor:
+        raw: Tensor = self.network(pixel_values=colors).last_hidden_state
         return raw
 
     def own(self, raw: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def timm_backbone(architecture: str, params: Mapping[str, Any]) -> Backbone:
     return StageBackbone(network, maps_last=_maps_last(network))
 
 
-def transformers_backbone(architecture: str, params: Mapping[str, Any], field: int) -> Backbone:
+def transformers_backbone(architecture: str, params: Mapping[str, Any], input_size: int) -> Backbone:
     """Build a network of transformers without values, from its model type and config.
 
     Raises
@@ -175,9 +175,9 @@ def transformers_backbone(architecture: str, params: Mapping[str, Any], field: i
         network = without_values(lambda: transformers.AutoModel.from_config(config))
     except (KeyError, ValueError) as error:
         raise ValueError(f"transformers {transformers.__version__} builds no {architecture!r}: {error}.") from error
-    side = field // int(getattr(config, "patch_size", field))
+    side = input_size // int(getattr(config, "patch_size", input_size))
     with torch.inference_mode():
-        blank = torch.zeros(1, 3, field, field, device=next(network.parameters()).device)
+        blank = torch.zeros(1, 3, input_size, input_size, device=next(network.parameters()).device)
         raw = network(pixel_values=blank).last_hidden_state
     prefix = raw.shape[1] - side**2 if raw.ndim == 3 else 0
     return TransformersBackbone(network, prefix=prefix, has_class=prefix > 0)

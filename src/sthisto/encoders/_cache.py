@@ -142,7 +142,7 @@ def settings_of(
         **{f"encoder.{name}": json.loads(json.dumps(value, default=_plain)) for name, value in told.items()},
         "encoder": encoder.name,
         "encoder.answer": _answer(encoder, dense=window is not None),
-        "field": int(encoder.field),
+        "input_size": int(encoder.input_size),
         "side": float(side),
         "window": window,
         "points": f"{len(xy)}, sha256 {_digest(xy)}",
@@ -152,7 +152,7 @@ def settings_of(
 
 def _answer(encoder: Encoder, *, dense: bool) -> list[float]:
     """Give some of the features of a patch of noise."""
-    noise = np.random.default_rng(0).integers(0, 256, (1, encoder.field, encoder.field, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1, encoder.input_size, encoder.input_size, 3), np.uint8)
     features = encoder.tokens(noise) if dense and has_tokens(encoder) else encoder(noise)
     return [float(value) for value in np.ravel(features)[:64]]
 

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto.encoders import TokenEncoder
-from sthisto.encoders._ahead import ahead
+from sthisto.encoders._prefetch import ahead
 from sthisto.images import Image, patch_batches, visiting_order
 
 logger = logging.getLogger("sthisto")
 
-# A tile is glass where the mean of each colour is at least 200 and its deviation below 4, of 255. On the sections that
+# A tile is glass where the mean of each color is at least 200 and its deviation below 4, of 255. On the sections that
 # were looked at, glass deviates by 1 to 3 (grain and JPEG), a tile with any tissue by 10 to 60.
 GLASS, GRAIN = 200.0, 4.0
-GLASS_STEP = 8  # colours of glass that are told apart
+GLASS_STEP = 8  # colors of glass that are told apart
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tiling:
     The lattice begins at the picture's corner, so that the features of a point depend on the picture alone and not on
     which other points are asked for: spots and grids agree, and grids asked for in parts fit together.
 
-    Neighbouring tiles overlap. There, the weight of one falls as that of the other rises,
+    Neighboring tiles overlap. There, the weight of one falls as that of the other rises,
     and both add up to 1: a token at the rim of its tile, which sees less of its surroundings, counts least, and no
     border shows. All tiles have their tokens at the places of one lattice, as the step is a whole number of tokens.
 
@@ -42,26 +42,26 @@ class Tiling:
     window
         Side of the square around a point whose tokens are averaged, full-resolution pixels. Tokens that it cuts count
         by the part inside, so that features change continuously with the place.
-    field, stride
+    input_size, stride
         Of the encoder: pixels of a tile, and between its tokens.
     share
-        Of a tile's side that its neighbour covers too, at most a half.
+        Of a tile's side that its neighbor covers too, at most a half.
     """
 
     side: float
     window: float
-    field: int
+    input_size: int
     stride: int
     share: float = 0.25
 
     @property
     def tokens(self) -> int:
         """Along a tile's side."""
-        return self.field // self.stride
+        return self.input_size // self.stride
 
     @property
     def overlap(self) -> int:
-        """Tokens that neighbouring tiles share."""
+        """Tokens that neighboring tiles share."""
         return round(self.tokens * self.share)
 
     @property
@@ -72,11 +72,11 @@ class Tiling:
     @property
     def unit(self) -> float:
         """Side of a token, full-resolution pixels."""
-        return self.side * self.stride / self.field
+        return self.side * self.stride / self.input_size
 
     @cached_property
     def taper(self) -> NDArray[np.float64]:
-        """Weight (tokens,) of a tile's tokens along one side; those of neighbouring tiles add up to 1."""
+        """Weight (tokens,) of a tile's tokens along one side; those of neighboring tiles add up to 1."""
         rise = (np.arange(self.overlap) + 0.5) / max(self.overlap, 1)
         return np.concatenate([rise, np.ones(self.tokens - 2 * self.overlap), rise[::-1]])
 
@@ -129,7 +129,7 @@ class DenseTiles:
     ) -> None:
         self.image, self.xy, self.tiling, self.encoder, self.batch_size = image, xy, tiling, encoder, batch_size
         tiles, points, which = tiling.reads(xy)
-        order = visiting_order(image, tiling.centres(tiles), tiling.side, tiling.field)
+        order = visiting_order(image, tiling.centres(tiles), tiling.side, tiling.input_size)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         self.tiles = tiles
@@ -152,7 +152,7 @@ class DenseTiles:
             self.image,
             tiling.centres(self.tiles),
             tiling.side,
-            tiling.field,
+            tiling.input_size,
             batch_size=self.batch_size,
             first=first,
         )
@@ -171,15 +171,15 @@ class DenseTiles:
         glass = (mean >= GLASS).all(axis=1) & (deviation < GRAIN).all(axis=1)
         self.glass += int(glass.sum())
         tissue = iter(self._checked(patches[~glass]) if not glass.all() else ())
-        for colour, is_glass in zip(mean, glass, strict=True):
-            yield self._of_glass(colour) if is_glass else next(tissue)
+        for color, is_glass in zip(mean, glass, strict=True):
+            yield self._of_glass(color) if is_glass else next(tissue)
 
     def _of_glass(self, mean: NDArray[np.float64]) -> NDArray[np.float32]:
-        colour = np.minimum(GLASS_STEP * np.rint(mean / GLASS_STEP), 255).astype(np.uint8)
-        key = tuple(colour.tolist())
+        color = np.minimum(GLASS_STEP * np.rint(mean / GLASS_STEP), 255).astype(np.uint8)
+        key = tuple(color.tolist())
         if key not in self._flat:
-            field = self.encoder.field
-            self._flat[key] = self._checked(np.tile(colour, (1, field, field, 1)))[0]
+            input_size = self.encoder.input_size
+            self._flat[key] = self._checked(np.tile(color, (1, input_size, input_size, 1)))[0]
         return self._flat[key]
 
     def _checked(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from sthisto.encoders import Encoder, has_tokens
-from sthisto.encoders._ahead import ahead
 from sthisto.encoders._cache import FeatureCache, settings_of
 from sthisto.encoders._dense import DenseTiles, Tiling
+from sthisto.encoders._prefetch import ahead
 from sthisto.images import Image, patch_batches
 
 
@@ -68,7 +68,7 @@ def encode(
     else:
         if not has_tokens(encoder):
             raise ValueError(no_tokens(encoder))
-        tiling = Tiling(side, window, encoder.field, encoder.stride)
+        tiling = Tiling(side, window, encoder.input_size, encoder.stride)
         dim, work = encoder.token_dim, DenseTiles(image, xy, tiling, encoder, batch_size)
     features = np.zeros((len(xy), dim), dtype=np.float32)
     kept = None if cache is None else FeatureCache(cache, settings_of(image, xy, side, window, encoder))
@@ -104,7 +104,7 @@ class Patches:
         """Fill ``features`` (n, dim), batch by batch."""
         done = first
         batches = patch_batches(
-            self.image, self.xy, self.side, self.encoder.field, batch_size=self.batch_size, first=first
+            self.image, self.xy, self.side, self.encoder.input_size, batch_size=self.batch_size, first=first
         )
         for rows, patches in ahead(batches):
             features[rows] = self._described(patches)

@@ -62,7 +62,7 @@ class NetworkEncoder:
         self, backbone: Backbone, spec: EncoderSpec, forward: Forward, *, shape: Shape, provenance: dict[str, Any]
     ) -> None:
         self.name = str(provenance["encoder"])
-        self.field = spec.field
+        self.input_size = spec.input_size
         self.patch_um = spec.patch_um
         self.dim = shape.dim
         self.shape = shape
@@ -76,7 +76,7 @@ class NetworkEncoder:
         self._mean, self._std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (spec.mean, spec.std))
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, dim) float32 of RGB ``patches`` (n, field, field, 3) uint8; ValueError for another shape."""
+        """Features (n, dim) float32 of RGB ``patches`` (n, input_size, input_size, 3) uint8; ValueError for another shape."""
         return self._run(patches, lambda raw: pooled(self._backbone, raw, self.pooling), (self.dim,))
 
     def weights_bytes(self) -> bytes:
@@ -85,7 +85,7 @@ class NetworkEncoder:
 
     def _run(self, patches: NDArray[np.uint8], give: Give, each: tuple[int, ...]) -> NDArray[np.float32]:
         """Take (n, *each) from the network's output, as many patches at once as memory allows."""
-        check_patches(patches, self.field)
+        check_patches(patches, self.input_size)
         found = np.empty((len(patches), *each), np.float32)
         start = 0
         while start < len(patches):
@@ -102,15 +102,15 @@ class NetworkEncoder:
         """Give what is taken from the network's output, or None where memory ran out."""
         with torch.inference_mode(), exact_in_float32(), self._autocast():
             try:
-                taken: NDArray[np.float32] = give(self._raw(self._colours(patches))).float().cpu().numpy()
+                taken: NDArray[np.float32] = give(self._raw(self._colors(patches))).float().cpu().numpy()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 return None
         return taken
 
-    def _colours(self, patches: NDArray[np.uint8]) -> Tensor:
-        """Normalised colours (n, 3, field, field) on the device."""
+    def _colors(self, patches: NDArray[np.uint8]) -> Tensor:
+        """Normalised colors (n, 3, input_size, input_size) on the device."""
         whole = torch.from_numpy(np.require(patches, requirements=["C", "W"])).to(self.device)
         return (whole.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
 
@@ -142,12 +142,12 @@ class TokenNetworkEncoder(NetworkEncoder):
 
     @property
     def stride(self) -> int:
-        """Pixels between neighbouring tokens."""
+        """Pixels between neighboring tokens."""
         return self.shape.stride
 
     def tokens(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, t, t, token_dim) of the places of ``patches`` (n, field, field, 3), t = field // stride."""
-        t = self.field // self.stride
+        """Features (n, t, t, token_dim) of the places of ``patches`` (n, input_size, input_size, 3), t = input_size // stride."""
+        t = self.input_size // self.stride
         return self._run(patches, self._backbone.places, (t, t, self.token_dim))
 
 
@@ -161,24 +161,24 @@ def encoder_of(
     ValueError
         The network has not the tokens that the pooling needs, or gives no features; no such device.
     """
-    shape = measure(backbone, spec.field, forward.pooling or spec.pooling)
+    shape = measure(backbone, spec.input_size, forward.pooling or spec.pooling)
     kind = TokenNetworkEncoder if shape.stride else NetworkEncoder
     sizes = {"dim": shape.dim, "token_dim": shape.token_dim, "stride": shape.stride}
     return kind(backbone, spec, forward, shape=shape, provenance={**provenance, **sizes})
 
 
-def measure(backbone: Backbone, field: int, pooling: Pooling) -> Shape:
+def measure(backbone: Backbone, input_size: int, pooling: Pooling) -> Shape:
     """Run one blank patch through the network, where it is, to know the shape of what it gives."""
     device = next(backbone.parameters(), torch.empty(0)).device
     with torch.inference_mode():
-        raw = backbone.eval()(torch.zeros(1, 3, field, field, device=device))
+        raw = backbone.eval()(torch.zeros(1, 3, input_size, input_size, device=device))
         if not isinstance(raw, Tensor) or raw.ndim not in {2, 3, 4}:
             given = f"a tensor of shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
             raise ValueError(f"the network gives {given} for one patch; expected features (n, d), tokens or maps.")
         dim = pooled(backbone, raw, pooling).shape[1]
         places = backbone.places(raw) if raw.ndim > 2 else raw
     square = places.ndim == 4 and places.shape[1] == places.shape[2]
-    return Shape(dim, places.shape[3], field // places.shape[1]) if square else Shape(dim, 0, 0)
+    return Shape(dim, places.shape[3], input_size // places.shape[1]) if square else Shape(dim, 0, 0)
 
 
 def pooled(backbone: Backbone, raw: Tensor, pooling: Pooling) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from sthisto.encoders import Encoder
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Pooling = Literal["class", "mean", "both", "own"]
 
 NETWORK = "sthisto.encoders._sources:from_registry"
@@ -20,11 +20,11 @@ FREE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """What the registry says of an encoder without importing it: identity, input and licence in one record."""
+    """What the registry says of an encoder without importing it: identity, input and license in one record."""
 
     source: str  # "module:function", called as function(name, spec, weights=, device=, **options)
     dim: int
-    field: int = 224
+    input_size: int = 224
     patch_um: float = 112.0  # 224 pixels at the 0.5 um/px that most image models were trained at
     weights: str | None = None  # "owner/name" on the Hub
     builder: Literal["timm", "transformers"] = "timm"  # whose network it is, where it is one
@@ -32,8 +32,8 @@ class EncoderSpec:
     params: Mapping[str, object] = dataclasses.field(default_factory=dict)  # of the architecture
     unused: tuple[str, ...] = ()  # beginnings of names of weights that the features do not need
     pooling: Pooling = "class"
-    mean: Colour = (0.485, 0.456, 0.406)  # of ImageNet
-    std: Colour = (0.229, 0.224, 0.225)
+    mean: Color = (0.485, 0.456, 0.406)  # of ImageNet
+    std: Color = (0.229, 0.224, 0.225)
     gated: bool = False
     license: str
     reference: str
@@ -41,7 +41,7 @@ class EncoderSpec:
     @property
     def mpp(self) -> float:
         """Scale of the input, um per pixel."""
-        return self.patch_um / self.field
+        return self.patch_um / self.input_size
 
     def load(
         self, name: str, *, weights: str | PathLike[str] | None, device: str | None, **options: object
@@ -54,22 +54,22 @@ class EncoderSpec:
         return encoder
 
 
-def may_be_passed_on(licence: str, *, gated: bool) -> bool:
-    """Whether a licence lets anyone hand the weights to anyone; one that is not known does not."""
-    return licence.lower() in FREE and not gated
+def may_be_passed_on(license: str, *, gated: bool) -> bool:
+    """Whether a license lets anyone hand the weights to anyone; one that is not known does not."""
+    return license.lower() in FREE and not gated
 
 
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # classes of timm and torch, found when they are needed
 _GIANT_REG4 = {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False}
-_BIOPTIMUS: tuple[Colour, Colour] = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)  # mean, std
-_HALF: Colour = (0.5, 0.5, 0.5)
+_BIOPTIMUS: tuple[Color, Color] = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)  # mean, std
+_HALF: Color = (0.5, 0.5, 0.5)
 _KAIKO = "1aurent/vit_{}_224.kaiko_ai_towards_large_pathology_fms"
 
 ENCODERS: dict[str, EncoderSpec] = {
     "handcrafted": EncoderSpec(
         source="sthisto.encoders.handcrafted:build",
         dim=102,
-        field=256,
+        input_size=256,
         patch_um=512.0,
         license="BSD-3-Clause",
         reference="Ruifrok & Johnston 2001; Haralick et al. 1973; Ojala et al. 2002",
@@ -207,7 +207,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         dim=384,
         mean=(0.70322989, 0.53606487, 0.66096631),
         std=(0.21716536, 0.26081574, 0.20723464),
-        license="Lunit non-commercial licence",
+        license="Lunit non-commercial license",
         reference="Kang et al. 2023, CVPR, 3344",
     ),
     "phikon-v2": EncoderSpec(
@@ -223,7 +223,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             "patch_size": 16,
         },
         dim=1024,
-        license="Owkin non-commercial licence",
+        license="Owkin non-commercial license",
         reference="Filiot et al. 2024, arXiv 2409.09173",
     ),
     "resnet50": EncoderSpec(

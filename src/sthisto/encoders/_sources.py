@@ -21,7 +21,7 @@ from sthisto.encoders._architectures import (
     transformers_backbone,
 )
 from sthisto.encoders._network import Forward, NetworkEncoder, encoder_of
-from sthisto.encoders._registry import ENCODERS, NETWORK, Colour, EncoderSpec
+from sthisto.encoders._registry import ENCODERS, NETWORK, Color, EncoderSpec
 from sthisto.encoders._weights import CONFIGS, WeightFile, from_bytes, from_disk, from_hub, read, to_bytes
 
 logger = logging.getLogger("sthisto")
@@ -47,7 +47,7 @@ def from_registry(
     forward = Forward(device=device, **options)  # what is wrong there is said before anything is downloaded
     needed(spec.builder)
     file = _found(spec.weights or "", weights, revision)
-    _tell_other_colours(name, spec, file)
+    _tell_other_colors(name, spec, file)
     return _built(name, replace(spec, params={**_params(file), **spec.params}), forward, file)
 
 
@@ -77,10 +77,10 @@ def from_module(
     *,
     device: str | None,
     name: str | None = None,
-    field: int | None = None,
+    input_size: int | None = None,
     patch_um: float | None = None,
-    mean: Colour | None = None,
-    std: Colour | None = None,
+    mean: Color | None = None,
+    std: Color | None = None,
     **options: Any,
 ) -> NetworkEncoder:
     """Take a module of the user's as it is now: a copy, as further training would change the features unseen.
@@ -92,14 +92,14 @@ def from_module(
     """
     forward = Forward(device=device, **options)
     config = getattr(module, "pretrained_cfg", None) or {}  # of timm
-    field = field or config.get("input_size", (3, None))[1]
-    if field is None:
-        raise ValueError(f"the input of {type(module).__name__} is not known: pass field=, its side in pixels.")
+    input_size = input_size or config.get("input_size", (3, None))[1]
+    if input_size is None:
+        raise ValueError(f"the input of {type(module).__name__} is not known: pass input_size=, its side in pixels.")
     known = EncoderSpec(
         source=NETWORK,
         dim=0,
-        field=field,
-        patch_um=patch_um or field * UM,
+        input_size=input_size,
+        patch_um=patch_um or input_size * UM,
         architecture=type(module).__name__,
         mean=mean or config.get("mean", EncoderSpec.mean),
         std=std or config.get("std", EncoderSpec.std),
@@ -139,7 +139,7 @@ def from_record(
             f"the weights of {name!r} in {str(file.path)!r} are others than the features were made with: their SHA-256 "
             f"is {file.sha256}, it was {provenance['sha256']}. Extract the features anew, or pass encoder=."
         )
-    return _built(name, spec, forward, replace(file, licence=str(provenance["licence"])))
+    return _built(name, spec, forward, replace(file, license=str(provenance["license"])))
 
 
 def _built(name: str, spec: EncoderSpec, forward: Forward, file: WeightFile) -> NetworkEncoder:
@@ -159,7 +159,7 @@ def _built(name: str, spec: EncoderSpec, forward: Forward, file: WeightFile) -> 
 def _backbone(spec: EncoderSpec) -> Backbone:
     if spec.builder == "timm":
         return timm_backbone(spec.architecture, spec.params)
-    return transformers_backbone(spec.architecture, spec.params, spec.field)
+    return transformers_backbone(spec.architecture, spec.params, spec.input_size)
 
 
 def _about(name: str, spec: EncoderSpec) -> dict[str, Any]:
@@ -170,12 +170,12 @@ def _about(name: str, spec: EncoderSpec) -> dict[str, Any]:
         "architecture": spec.architecture,
         "params": json.dumps(dict(spec.params)),
         "unused": " ".join(spec.unused),
-        "field": spec.field,
+        "input_size": spec.input_size,
         "patch_um": spec.patch_um,
         "mpp": spec.mpp,
         "mean": np.array(spec.mean),
         "std": np.array(spec.std),
-        "licence": spec.license,
+        "license": spec.license,
         "gated": spec.gated,
         "repo_id": "",
         "revision": "",
@@ -188,7 +188,7 @@ def _recorded_spec(about: Mapping[str, Any]) -> EncoderSpec:
     return EncoderSpec(
         source=NETWORK,
         dim=int(about["dim"]),
-        field=int(about["field"]),
+        input_size=int(about["input_size"]),
         patch_um=float(about["patch_um"]),
         builder=str(about["builder"]),  # type: ignore[arg-type]  # one of the two, as it was written
         architecture=str(about["architecture"]),
@@ -198,7 +198,7 @@ def _recorded_spec(about: Mapping[str, Any]) -> EncoderSpec:
         mean=tuple(map(float, about["mean"])),  # type: ignore[arg-type]
         std=tuple(map(float, about["std"])),  # type: ignore[arg-type]
         gated=bool(about["gated"]),
-        license=str(about["licence"]),
+        license=str(about["license"]),
         reference="",
     )
 
@@ -224,15 +224,15 @@ def _hub_spec(name: str, file: WeightFile) -> EncoderSpec:
     config = file.configs.get(CONFIGS[0], {})
     source = {"source": NETWORK, "dim": 0, "pooling": "own", "params": _params(file), "reference": ""}
     if "architecture" in config:
-        colours = config.get("pretrained_cfg", config)  # older ones have no part of their own for it
-        field = colours.get("input_size", (3, 224))[-1]
-        licence = file.licence or colours.get("license") or "unknown"
+        colors = config.get("pretrained_cfg", config)  # older ones have no part of their own for it
+        input_size = colors.get("input_size", (3, 224))[-1]
+        license = file.license or colors.get("license") or "unknown"
         kind: dict[str, Any] = {"builder": "timm", "architecture": config["architecture"]}
-        mean, std = colours.get("mean", EncoderSpec.mean), colours.get("std", EncoderSpec.std)
+        mean, std = colors.get("mean", EncoderSpec.mean), colors.get("std", EncoderSpec.std)
     elif "model_type" in config:
         eyes = file.configs.get(CONFIGS[1], {})
-        field = config.get("image_size", 224)
-        licence = file.licence or "unknown"
+        input_size = config.get("image_size", 224)
+        license = file.license or "unknown"
         kind = {"builder": "transformers", "architecture": config["model_type"]}
         mean, std = eyes.get("image_mean", EncoderSpec.mean), eyes.get("image_std", EncoderSpec.std)
     else:
@@ -240,9 +240,9 @@ def _hub_spec(name: str, file: WeightFile) -> EncoderSpec:
             f"{name!r} has no config.json that tells its architecture, as timm and transformers write it. Build the "
             "network yourself and pass it as encoder=, or pass weights= with a folder that has one."
         )
-    side = int(field[0] if isinstance(field, list) else field)
-    seen: dict[str, Any] = {"field": side, "patch_um": side * UM, "mean": tuple(mean), "std": tuple(std)}
-    return EncoderSpec(**source, **kind, **seen, license=licence, gated=file.gated)  # type: ignore[arg-type]
+    side = int(input_size[0] if isinstance(input_size, list) else input_size)
+    seen: dict[str, Any] = {"input_size": side, "patch_um": side * UM, "mean": tuple(mean), "std": tuple(std)}
+    return EncoderSpec(**source, **kind, **seen, license=license, gated=file.gated)  # type: ignore[arg-type]
 
 
 def _timm_spec(name: str) -> EncoderSpec:
@@ -260,7 +260,7 @@ def _timm_spec(name: str) -> EncoderSpec:
     return EncoderSpec(
         source=NETWORK,
         dim=0,
-        field=config.input_size[1],
+        input_size=config.input_size[1],
         patch_um=config.input_size[1] * UM,
         weights=config.hf_hub_id,
         architecture=name.partition(".")[0],
@@ -272,10 +272,10 @@ def _timm_spec(name: str) -> EncoderSpec:
     )
 
 
-def _tell_other_colours(name: str, spec: EncoderSpec, file: WeightFile) -> None:
-    """Log where the repository's own colours are others than those the network was trained with."""
+def _tell_other_colors(name: str, spec: EncoderSpec, file: WeightFile) -> None:
+    """Log where the repository's own colors are others than those the network was trained with."""
     stated = file.configs.get(CONFIGS[0], {}).get("pretrained_cfg", {}).get("mean")
     if stated is not None and not np.allclose(stated, spec.mean, atol=1e-3):
         logger.info(
-            "encoder %r: colours are centred on %s; the repository's config.json says %s", name, spec.mean, stated
+            "encoder %r: colors are centred on %s; the repository's config.json says %s", name, spec.mean, stated
         )

@@ -57,7 +57,7 @@ class WeightFile:
     sha256: str
     repo_id: str = ""  # "owner/name" on the Hub, empty for a local file
     revision: str = ""  # the commit
-    licence: str = ""  # as the Hub has it, empty where unknown
+    license: str = ""  # as the Hub has it, empty where unknown
     gated: bool = False
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # of CONFIGS, those that are beside it
 
@@ -195,7 +195,7 @@ def _download(about: ModelInfo, repo_id: str, revision: str | None) -> WeightFil
         _checked(path, getattr(files[name].lfs, "sha256", None)),
         repo_id=repo_id,
         revision=path.parent.name,
-        licence=str(card.get("license_name") or card.get("license") or ""),
+        license=str(card.get("license_name") or card.get("license") or ""),
         gated=bool(about.gated),
         configs=_configs(path.parent),
     )

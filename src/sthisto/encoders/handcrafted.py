@@ -37,19 +37,19 @@ NUCLEAR = 4  # haematoxylin
 HAEMATOXYLIN_EOSIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 _PURE = HAEMATOXYLIN_EOSIN / np.linalg.norm(HAEMATOXYLIN_EOSIN, axis=1, keepdims=True)
 _RESIDUAL = np.cross(*_PURE)
-UNMIX = np.linalg.inv([*_PURE, _RESIDUAL / np.linalg.norm(_RESIDUAL)]).T[:2].astype(np.float32)  # (2, 3): stain, colour
+UNMIX = np.linalg.inv([*_PURE, _RESIDUAL / np.linalg.norm(_RESIDUAL)]).T[:2].astype(np.float32)  # (2, 3): stain, color
 DENSITY = -np.log10((np.arange(4 * 255 + 1) / 4 + 1) / 256).astype(np.float32)  # by four times the value
 
 
 class HandcraftedEncoder:
-    """Colour, stain, texture and nuclei of H&E at several scales, as :class:`sthisto.encoders.Encoder`.
+    """Color, stain, texture and nuclei of H&E at several scales, as :class:`sthisto.encoders.Encoder`.
 
-    Pathology image models need a download, often a licence, and are slow without a GPU; this encoder runs anywhere
+    Pathology image models need a download, often a license, and are slow without a GPU; this encoder runs anywhere
     and always gives the same bits. The features, with lengths for the default extent of 512 um:
 
     - optical density in centred windows of 32, 64, 128, 256 and 512 um: mean and deviation of red, green and blue,
-      mean of haematoxylin, eosin and chroma (the range over the colours);
-    - haematoxylin, eosin and darkness: mean gradient in the same windows, detail (deviation between neighbouring
+      mean of haematoxylin, eosin and chroma (the range over the colors);
+    - haematoxylin, eosin and darkness: mean gradient in the same windows, detail (deviation between neighboring
       blocks of 2 to 32 um in the middle and 4 to 64 um in the whole), and tilt (difference between opposite halves);
     - haematoxylin in the middle 256 um: shares of local binary patterns and correlation of co-occurring levels;
     - nuclei, the dark spots of smoothed haematoxylin: density, area and spacing.
@@ -67,7 +67,7 @@ class HandcraftedEncoder:
     --------
     >>> import numpy as np
     >>> encoder = HandcraftedEncoder()
-    >>> white = np.full((2, encoder.field, encoder.field, 3), 255, np.uint8)
+    >>> white = np.full((2, encoder.input_size, encoder.input_size, 3), 255, np.uint8)
     >>> encoder(white).shape == (2, encoder.dim)
     True
     >>> encoder.names[:2]
@@ -75,7 +75,7 @@ class HandcraftedEncoder:
     """
 
     name = "handcrafted"
-    field = FIELD
+    input_size = FIELD
     patch_um = 512.0
 
     def __init__(self, *, threads: int | None = None) -> None:
@@ -86,7 +86,7 @@ class HandcraftedEncoder:
         self.dim = len(self.names)
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, dim) float32 of RGB ``patches`` (n, field, field, 3) uint8; ValueError for another shape."""
+        """Features (n, dim) float32 of RGB ``patches`` (n, input_size, input_size, 3) uint8; ValueError for another shape."""
         check_patches(patches, FIELD)
         features = np.empty((len(patches), self.dim), np.float32)
 
@@ -122,7 +122,7 @@ def _describe(patches: NDArray[np.uint8], views: Maps) -> Columns:
     stains(np.stack([patches[:, MIDDLE, MIDDLE, c] for c in range(3)]) * np.uint16(4), middle)
     nuclear = middle[NUCLEAR]
     return {
-        **_colour(middle, whole),
+        **_color(middle, whole),
         **_edges(middle, whole),
         **_detail(middle, "middle"),
         **_detail(whole, "whole"),
@@ -134,7 +134,7 @@ def _describe(patches: NDArray[np.uint8], views: Maps) -> Columns:
 
 
 def stains(fours: NDArray[np.uint16], density: Maps) -> None:
-    """Write optical density (7, n, h, w) of :data:`CHANNELS`: chroma is its range over the colours, darkness its mean.
+    """Write optical density (7, n, h, w) of :data:`CHANNELS`: chroma is its range over the colors, darkness its mean.
 
     ``fours`` (3, n, h, w) are RGB values times four (sums over 2 x 2 pixels): integers, so that a table replaces the
     logarithm. White has density 0, black 2.41. The residual of the unmixing is at right angles to both stains.
@@ -182,7 +182,7 @@ def window_means(maps: Maps, sides: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def steps(maps: Maps) -> Maps:
-    """Length, per pixel, of the differences between its neighbours: twice the gradient; 0 along the border."""
+    """Length, per pixel, of the differences between its neighbors: twice the gradient; 0 along the border."""
     across = maps[..., 1:-1, 2:] - maps[..., 1:-1, :-2]
     down = maps[..., 2:, 1:-1] - maps[..., :-2, 1:-1]
     across *= across
@@ -193,8 +193,8 @@ def steps(maps: Maps) -> Maps:
     return length
 
 
-def _colour(middle: Maps, whole: Maps) -> Columns:
-    """Mean optical densities in windows, and the deviation of those of the colours."""
+def _color(middle: Maps, whole: Maps) -> Columns:
+    """Mean optical densities in windows, and the deviation of those of the colors."""
     mean = _in_windows(middle[:4], whole[:4])
     red, green, blue, _ = mean
     stained = np.stack([red * r + green * g + blue * b for r, g, b in UNMIX])
@@ -228,7 +228,7 @@ def _named(what: str, channels: tuple[str, ...], values: NDArray[np.float32]) ->
 
 
 def _detail(view: Maps, where: str) -> Columns:
-    """Deviation between neighbouring blocks, scale by scale: the variance that each doubling of the blocks removes."""
+    """Deviation between neighboring blocks, scale by scale: the variance that each doubling of the blocks removes."""
     level = view[TEXTURED]
     power = window_means(np.square(level), WINDOWS[-1:])[..., 0]
     columns: Columns = {}
@@ -270,7 +270,7 @@ def _tilt(whole: Maps) -> Columns:
 def binary_patterns(maps: Maps, radius: int, tolerance: float) -> NDArray[np.uint8]:
     """Rotation-invariant uniform local binary patterns of maps (n, h, w), border of ``radius`` pixels left out.
 
-    0 to 8: so many of the 8 neighbours, in one run, exceed the pixel by ``tolerance``; 9: in several runs.
+    0 to 8: so many of the 8 neighbors, in one run, exceed the pixel by ``tolerance``; 9: in several runs.
     """
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
     runs = (bits != np.roll(bits, 1, axis=1)).sum(1)

@@ -68,7 +68,7 @@ class Lattice:
         differences between near spots repeat with the lattice, so their Fourier transform peaks at its reciprocal
         vectors, whatever the rotation and however many sites are empty. The basis found so is then fitted to longer
         and longer differences, from all pieces of tissue at once: no step is so long that the error left by the step
-        before could miscount the sites, as happens where a pitch is read off neighbours and carried across the slide.
+        before could miscount the sites, as happens where a pitch is read off neighbors and carried across the slide.
         At the end origin and basis are fitted to all spots by least squares, both vectors free, so that an array
         which the scanner stretched is followed.
 
@@ -130,7 +130,7 @@ class Lattice:
 
     @classmethod
     def hexagonal(cls, pitch: float, origin: Sequence[float] = (0.0, 0.0)) -> Self:
-        """Hexagonal lattice with rows along x and ``pitch`` pixels from a site to its six neighbours.
+        """Hexagonal lattice with rows along x and ``pitch`` pixels from a site to its six neighbors.
 
         Raises
         ------

@@ -19,7 +19,7 @@ def find(spots: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _differences(spots: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Differences between spots by increasing length, and the median distance of nearest neighbours.
+    """Differences between spots by increasing length, and the median distance of nearest neighbors.
 
     Near ones are taken around up to 1000 spots, thinned out with distance, far ones between up to 300.
     """

@@ -86,9 +86,9 @@ def within(points: ArrayLike, xy: ArrayLike, max_distance: float) -> NDArray[np.
 def spacing(xy: ArrayLike) -> float:
     """Pitch of the array that the spots lie on, pixels.
 
-    The unit in which models count distance. The nearest neighbour is no measure of it: print jitter makes the median
+    The unit in which models count distance. The nearest neighbor is no measure of it: print jitter makes the median
     6 % too short on a Spatial Transcriptomics slide, and empty sites make it too long. Only spots that form no
-    lattice, such as cells, get their median nearest-neighbour distance, and a log line says so.
+    lattice, such as cells, get their median nearest-neighbor distance, and a log line says so.
 
     Parameters
     ----------
@@ -114,15 +114,17 @@ def spacing(xy: ArrayLike) -> float:
         return Lattice.fit(spots).pitch
     except ValueError as reason:
         median = float(np.median(nearest(spots, spots, k=2)[0][:, 1]))
-        logger.info("spacing is the median nearest-neighbour distance, %.4g: %s", median, reason)
+        logger.info("spacing is the median nearest-neighbor distance, %.4g: %s", median, reason)
         return median
 
 
-def hold_out(xy: ArrayLike, fraction: float = 0.5, *, block: float | None = None, seed: int) -> NDArray[np.bool_]:
+def hold_out(
+    xy: ArrayLike, fraction: float = 0.5, *, block: float | None = None, random_state: int
+) -> NDArray[np.bool_]:
     """Choose spots to hide, at random or in whole square blocks.
 
-    A spot whose neighbours are known is easy to guess, so a score on single hidden spots tells how well a method fills
-    gaps. Hiding whole blocks keeps the neighbours from telling and scores what lies further off, as
+    A spot whose neighbors are known is easy to guess, so a score on single hidden spots tells how well a method fills
+    gaps. Hiding whole blocks keeps the neighbors from telling and scores what lies further off, as
     ``BlockShuffleSplit`` of verde does (Uieda 2018, doi:10.21105/joss.00957).
 
     Parameters
@@ -133,7 +135,7 @@ def hold_out(xy: ArrayLike, fraction: float = 0.5, *, block: float | None = None
         Share of the spots to hide, between 0 and 1.
     block
         Side of the blocks in the units of ``xy``; None hides spots one by one.
-    seed
+    random_state
         Of the random choice.
 
     Returns
@@ -149,10 +151,10 @@ def hold_out(xy: ArrayLike, fraction: float = 0.5, *, block: float | None = None
     Examples
     --------
     >>> spots = [[0.0, 0.0], [1.0, 0.0], [10.0, 0.0], [11.0, 0.0]]
-    >>> hold_out(spots, 0.5, block=5.0, seed=0).tolist()
+    >>> hold_out(spots, 0.5, block=5.0, random_state=0).tolist()
     [True, True, False, False]
     """
-    spots, random = positions(xy), np.random.default_rng(seed)
+    spots, random = positions(xy), np.random.default_rng(random_state)
     if not 0 < fraction < 1:
         raise ValueError(
             f"fraction should lie between 0 and 1, so that spots are hidden and spots are left; got {fraction}."

@@ -85,6 +85,6 @@ def _on_tissue(image: Image, points: NDArray[np.float64]) -> tuple[float, float]
     """Share of points on tissue as given, and with x and y exchanged."""
     some = points[:: -(-len(points) // _POINTS)]
     side = max(image.shape) / 200
-    colours = sample_patches(image, np.concatenate([some, some[:, ::-1]]), side, 1)[:, 0, 0]  # (2 n, 3), a mean each
-    tissue = (colours.min(axis=1) < 200) & (colours.max(axis=1) > 40)
+    colors = sample_patches(image, np.concatenate([some, some[:, ::-1]]), side, 1)[:, 0, 0]  # (2 n, 3), a mean each
+    tissue = (colors.min(axis=1) < 200) & (colors.max(axis=1) > 40)
     return float(tissue[: len(some)].mean()), float(tissue[len(some) :].mean())

@@ -136,7 +136,7 @@ def _read_jpeg(path: Path) -> NDArray[Any]:
 
 
 def _read_png(path: Path) -> NDArray[Any]:
-    """Decode at the depth that the file has, which Pillow does not for 16-bit colour."""
+    """Decode at the depth that the file has, which Pillow does not for 16-bit color."""
     import imagecodecs  # noqa: PLC0415
 
     try:
@@ -206,7 +206,7 @@ def _from_array(array: Any) -> Any:
         extra = {name: size for name, size in array.sizes.items() if name not in {"c", "y", "x"}}
         if any(size > 1 for size in extra.values()) or not {"y", "x"} <= set(array.dims):
             found = dict(array.sizes)
-            raise ValueError(f"Dimensions y, x and, for colour, c are wanted; found {found}. Select a plane or rename.")
+            raise ValueError(f"Dimensions y, x and, for color, c are wanted; found {found}. Select a plane or rename.")
         return array.isel(dict.fromkeys(extra, 0)).transpose("y", "x", "c", missing_dims="ignore").data
     if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
         msg = f"An image is a path, an array or a list of arrays; found {type(array).__name__}. np.asarray may help."

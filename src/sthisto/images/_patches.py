@@ -16,12 +16,12 @@ from sthisto.images._image import Image, block_edges, resized
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-Batch = tuple[NDArray[np.intp], NDArray[np.uint8]]  # rows (b,), patches (b, field, field, 3)
+Batch = tuple[NDArray[np.intp], NDArray[np.uint8]]  # rows (b,), patches (b, input_size, input_size, 3)
 Square = tuple[int, "Picture"]  # row, the pixels around its patch
 _IN_FLIGHT = 2**26  # bytes of cut squares that wait to be resampled: large squares go a few at a time
 
 
-def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDArray[np.uint8]:
+def sample_patches(image: Image, xy: ArrayLike, side: float, input_size: int) -> NDArray[np.uint8]:
     """Cut a square patch at every point, all of one size in the tissue and one size in pixels.
 
     Encoders want a fixed field of pixels at a fixed scale, points lie anywhere, and pictures come at any resolution:
@@ -41,24 +41,24 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
         (n, 2) centres, full-resolution pixels, x then y; continuous, the centre of pixel i being i + 0.5.
     side
         Side of the square in full-resolution pixels; micrometres / ``image.mpp``.
-    field
+    input_size
         Side of a patch in its own pixels.
 
     Returns
     -------
-    Patches, (n, field, field, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where ``side`` at the
-    level's scale equals ``field``, they are the stored pixels.
+    Patches, (n, input_size, input_size, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where ``side`` at the
+    level's scale equals ``input_size``, they are the stored pixels.
 
     Raises
     ------
     ValueError
-        ``xy`` is not (n, 2) finite numbers; ``side`` or ``field`` is not positive; float pixels outside [0, 1].
+        ``xy`` is not (n, 2) finite numbers; ``side`` or ``input_size`` is not positive; float pixels outside [0, 1].
 
     Examples
     --------
     >>> import numpy as np
     >>> image = Image((np.arange(64, dtype=np.uint8).reshape(8, 8),), (1.0,), None, "")
-    >>> sample_patches(image, [[2, 1], [0, 0]], side=2, field=2)[..., 0]
+    >>> sample_patches(image, [[2, 1], [0, 0]], side=2, input_size=2)[..., 0]
     array([[[  1,   2],
             [  9,  10]],
     <BLANKLINE>
@@ -66,14 +66,14 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
             [255,   0]]], dtype=uint8)
     """
     points = as_points(xy)
-    patches = np.empty((len(points), field, field, 3), np.uint8)
-    for rows, batch in patch_batches(image, points, side, field):
+    patches = np.empty((len(points), input_size, input_size, 3), np.uint8)
+    for rows, batch in patch_batches(image, points, side, input_size):
         patches[rows] = batch
     return patches
 
 
 def patch_batches(
-    image: Image, xy: ArrayLike, side: float, field: int, *, batch_size: int = 64, first: int = 0
+    image: Image, xy: ArrayLike, side: float, input_size: int, *, batch_size: int = 64, first: int = 0
 ) -> Iterator[Batch]:
     """Yield the patches of :func:`sample_patches` in batches, in the order in which the picture is stored.
 
@@ -84,7 +84,7 @@ def patch_batches(
 
     Parameters
     ----------
-    image, xy, side, field
+    image, xy, side, input_size
         As in :func:`sample_patches`.
     batch_size
         Patches a batch; the last may be smaller.
@@ -95,7 +95,7 @@ def patch_batches(
     Yields
     ------
     rows, patches
-        (b,) rows of ``xy``, each in exactly one batch, and (b, field, field, 3) uint8 RGB.
+        (b,) rows of ``xy``, each in exactly one batch, and (b, input_size, input_size, 3) uint8 RGB.
 
     Raises
     ------
@@ -114,16 +114,16 @@ def patch_batches(
         raise ValueError(f"batch_size has to be positive; found {batch_size}.")
     if first < 0:
         raise ValueError(f"first is a number of points to pass over; found {first}.")
-    plan = _plan(image, xy, side, field)
-    return _batches(plan, field, batch_size, first)
+    plan = _plan(image, xy, side, input_size)
+    return _batches(plan, input_size, batch_size, first)
 
 
-def visiting_order(image: Image, xy: ArrayLike, side: float, field: int) -> NDArray[np.intp]:
+def visiting_order(image: Image, xy: ArrayLike, side: float, input_size: int) -> NDArray[np.intp]:
     """Rows (n,) of ``xy`` in the order in which :func:`patch_batches` visits them, whatever the size of its batches.
 
     Parameters
     ----------
-    image, xy, side, field
+    image, xy, side, input_size
         As in :func:`sample_patches`.
 
     Examples
@@ -133,7 +133,7 @@ def visiting_order(image: Image, xy: ArrayLike, side: float, field: int) -> NDAr
     >>> visiting_order(image, [[9, 9], [40, 9], [9, 40]], 8, 4).tolist()
     [0, 1, 2]
     """
-    return _plan(image, xy, side, field).order
+    return _plan(image, xy, side, input_size).order
 
 
 def as_points(xy: ArrayLike) -> NDArray[np.float64]:
@@ -161,22 +161,22 @@ class _Plan:
     order: NDArray[np.intp]  # (n,)
 
 
-def _plan(image: Image, xy: ArrayLike, side: float, field: int) -> _Plan:
+def _plan(image: Image, xy: ArrayLike, side: float, input_size: int) -> _Plan:
     """Choose the level and how much coarser to make it, and sort chunked pictures' patches from top to bottom."""
     points = as_points(xy)
-    for name, value in (("side", side), ("field", field)):
+    for name, value in (("side", side), ("input_size", input_size)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} has to be positive; found {value}.")
-    level = max(k for k, scale in enumerate(image.scales) if k == 0 or scale * side >= field * (1 - 1e-6))
-    step = side * image.scales[level] / field
+    level = max(k for k, scale in enumerate(image.scales) if k == 0 or scale * side >= input_size * (1 - 1e-6))
+    step = side * image.scales[level] / input_size
     reduction = 2 ** max(0, int(np.log2(step) + 1e-6))
     step /= reduction
     grain = min(1.0, step)
     corners = grain * np.floor(
-        (points / side - 0.5) * field * step / grain + 0.5 + 1e-6
+        (points / side - 0.5) * input_size * step / grain + 0.5 + 1e-6
     )  # x.5 goes up despite rounding
-    boxes = np.round(np.hstack([corners, corners + field * step]), 6)  # in reduced pixels
-    covers = _covers(boxes, field)
+    boxes = np.round(np.hstack([corners, corners + input_size * step]), 6)  # in reduced pixels
+    covers = _covers(boxes, input_size)
     edges = block_edges(image.levels[level])
     # Blocks are reduced as they are read, unless their borders are in the way.
     early = reduction if all((axis[:-1] % reduction == 0).all() for axis in edges) else 1
@@ -202,12 +202,12 @@ def _one_by_one(
     return early == 1 or bool(np.prod(covers[:, 2:] - covers[:, :2], axis=1).sum() < once)
 
 
-def _batches(plan: _Plan, field: int, batch_size: int, first: int) -> Iterator[Batch]:
+def _batches(plan: _Plan, input_size: int, batch_size: int, first: int) -> Iterator[Batch]:
     """Resample the boxes in their squares, in threads (Pillow lets go of the interpreter while it works)."""
 
     def resample(row: int, square: "Picture") -> NDArray[np.uint8]:
         left, top, right, bottom = plan.boxes[row]
-        return resized(square, field, field, (left, top, right, bottom))
+        return resized(square, input_size, input_size, (left, top, right, bottom))
 
     largest = 4 * np.prod(plan.boxes[:, 2:], axis=1).max(initial=1)  # bytes
     at_once = max(1, int(_IN_FLIGHT // largest))
@@ -223,9 +223,9 @@ def _batches(plan: _Plan, field: int, batch_size: int, first: int) -> Iterator[B
             yield np.array(rows, np.intp), np.stack(patches)
 
 
-def _covers(boxes: NDArray[np.float64], field: int) -> NDArray[np.intp]:
+def _covers(boxes: NDArray[np.float64], input_size: int) -> NDArray[np.intp]:
     """Whole pixels, (n, 4) as boxes, that count in each patch: a triangle filter reaches over the square's border."""
-    step = (boxes[:, 2:] - boxes[:, :2]) / field
+    step = (boxes[:, 2:] - boxes[:, :2]) / input_size
     reach = np.where(np.abs(step - 1) < 1e-6, 0, np.maximum(step, 1))
     return np.hstack([np.floor(boxes[:, :2] - reach), np.ceil(boxes[:, 2:] + reach)]).astype(np.intp)
 

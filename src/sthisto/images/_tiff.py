@@ -81,7 +81,7 @@ def _refuse_unreadable(path: Path, series: Any) -> None:
         found = f"axes {series.axes} of shape {series.shape}"
         raise ValueError(f"{path}: one plane is wanted; found {found}. Pass one plane as an array.")
     if series.keyframe.compression == COMPRESSION.APERIO_JP2000_YCBC:
-        raise ValueError(f"{path}: Aperio's JPEG 2000 in YCbCr (33003) would come out in wrong colours; {CONVERT}.")
+        raise ValueError(f"{path}: Aperio's JPEG 2000 in YCbCr (33003) would come out in wrong colors; {CONVERT}.")
     for page in (page for level in series.levels for page in level.pages if page is not None):
         ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
         if max(ends, default=np.inf) > page.parent.filehandle.size:

@@ -8,27 +8,27 @@ from sthisto.images._image import Image
 
 DETAIL = 6  # pixels of the small picture per pitch: enough to say of a cell whether it is full
 SMALL, LARGE = 200, 2000  # longer side of the small picture, pixels
-GREY = 0.1  # (brightest - darkest colour) / brightest, at most, of glass
+GREY = 0.1  # (brightest - darkest color) / brightest, at most, of glass
 LEAST_GLASS = 0.01  # share of a picture below which it shows none
-STAINED = 0.85  # of the glass's darkest colour: below it there is stain
-BLACK = 40  # of the brightest colour: the border of a scan
+STAINED = 0.85  # of the glass's darkest color: below it there is stain
+BLACK = 40  # of the brightest color: the border of a scan
 SPECK = 0.01  # share of all tissue below which a piece is dust
 
 
 def tissue_points(image: Image, pitch: float) -> NDArray[np.float64]:
     """Lay a square grid of points over the tissue of a picture.
 
-    A section that was only stained has no spots to refine, so its points come from the picture. Glass lets all colours
+    A section that was only stained has no spots to refine, so its points come from the picture. Glass lets all colors
     through alike, however bright the lamp, and stain takes some of one away: what is grey tells how bright the glass
-    is, and tissue is what is darker than that in at least one colour. A picture without any grey is tissue throughout.
-    Black is the border of a scan, pieces without colour are shadows, and those below a hundredth of the tissue dust.
+    is, and tissue is what is darker than that in at least one color. A picture without any grey is tissue throughout.
+    Black is the border of a scan, pieces without color are shadows, and those below a hundredth of the tissue dust.
 
     Parameters
     ----------
     image
         The stained section.
     pitch
-        Distance between neighbouring points, full-resolution pixels.
+        Distance between neighboring points, full-resolution pixels.
 
     Returns
     -------

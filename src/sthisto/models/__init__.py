@@ -51,7 +51,9 @@ class Model(Protocol):
 
     history: dict[str, NDArray[np.float64]]  # curves over epochs; empty where nothing iterates
 
-    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
+    def fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
         """Learn; return for each section (n, g) what the model says of each spot without having seen it.
 
         Rows that the model cannot hold back are NaN. The spread of a new measurement is learnt from these.
@@ -117,28 +119,28 @@ MODELS: dict[str, ModelSpec] = {
         reference="Rasmussen and Williams 2006, Gaussian Processes for Machine Learning",
     ),
     "stnet": ModelSpec(
-        source="sthisto.models.stnet:StNet",
+        source="sthisto.models.baselines.stnet:StNet",
         inputs=frozenset({"patches"}),
         context="spot",
         reference="He et al. 2020, doi:10.1038/s41551-020-0578-x",
         iterative=True,
     ),
     "deepspace": ModelSpec(
-        source="sthisto.models.deepspace:DeepSpace",
+        source="sthisto.models.baselines.deepspace:DeepSpace",
         inputs=frozenset({"patches"}),
         context="spot",
         reference="Monjo et al. 2022, doi:10.1038/s41598-022-07685-4",
         iterative=True,
     ),
     "histogene": ModelSpec(
-        source="sthisto.models.histogene:HisToGene",
+        source="sthisto.models.baselines.histogene:HisToGene",
         inputs=frozenset({"patches", "xy"}),
         context="section",
         reference="Pang et al. 2021, doi:10.1101/2021.11.28.470212",
         iterative=True,
     ),
     "thitogene": ModelSpec(
-        source="sthisto.models.thitogene:THItoGene",
+        source="sthisto.models.baselines.thitogene:THItoGene",
         inputs=frozenset({"patches", "xy"}),
         context="section",
         reference="Jia et al. 2024, doi:10.1093/bib/bbad464",
@@ -153,7 +155,7 @@ MODELS: dict[str, ModelSpec] = {
         memorises=False,
     ),
     "stage": ModelSpec(
-        source="sthisto.models.stage:Stage",
+        source="sthisto.models.baselines.stage:Stage",
         inputs=frozenset({"xy"}),
         context="section",
         reference="Li et al. 2024, doi:10.1093/nar/gkae294",

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 
 def spot_variance(xy: Floats, y: Floats) -> Floats:
-    """Mean square (n,) of a section's spots y (n, g) about their neighbours' mean."""
+    """Mean square (n,) of a section's spots y (n, g) about their neighbors' mean."""
     k = min(13, len(xy))
     distance, near = cKDTree(xy).query(xy, k=range(2, k + 1))  # from the second: not itself
     weight = softmax(-(distance**2) / (2 * SMOOTHING**2), axis=1)

@@ -6,10 +6,10 @@ position p (in spot pitches) reads each factor from the anchors j, measured spot
 
     z(i) = sum_h sum_j a_h(i, j) u_hj + level of the section
     a_h(i, j) = M(|p_i - p_j| / l_h)  by place, among spots of the same section (M: Matern 3/2); 0.7 of that among
-                sections of one tissue, which are laid over each other first (models/_alignment.py)
+                sections of one tissue, which are laid over each other first (models/_registration.py)
     a_h(i, j) = exp(-|f_i - f_j|^2 / 2 r_h^2)  by look, among all sections
 
-The values u are not the measured z themselves but solved from them, so that neighbours who say the same do not count
+The values u are not the measured z themselves but solved from them, so that neighbors who say the same do not count
 twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from everything the prediction goes back to the gene
 means. A softmax with learned metrics in their place was tried and is behind on every section (benchmarks/LABBOOK.md): a
 few hundred noisy spots do not carry thousands of weights.
@@ -19,11 +19,11 @@ few hundred noisy spots do not carry thousands of weights.
 - Spots speak as loudly as they were measured: spot j has noise variance v_j, from a first smoothing, so a spot with few
   molecules counts less, in the factors and as context.
 - Nothing is set by a single best choice: heads are mixed over a small grid of (l, r, share of look, noise e), each
-  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017); models/_mixture.py has the algebra.
+  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017); models/_kernels.py has the algebra.
 - Up to ``n_anchors`` spots of a section all are anchors and the solution is exact; beyond, a random choice of them
   carries the map (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
 - Each section has a solution of its own, from all of its spots and ``n_beside`` of the sections that it is kin to, so
-  that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_kinship.py): a stranger is
+  that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_similarity.py): a stranger is
   hardly listened to, nor does it have a say in which heads the others take. One more solution, from a few spots of
   every section, tells sections that were only stained. Factors and loadings are each section's own, too, from the same
   spots, weighted by kinship; only the metric of looks is shared by all.
@@ -40,18 +40,18 @@ from scipy.spatial.distance import pdist
 from tqdm.auto import tqdm
 
 from sthisto.models import Section
-from sthisto.models._alignment import Frames, lay_over
 from sthisto.models._factors import TINY, Factors, leading, relative, spot_variance
-from sthisto.models._kinship import kinship, likeness, relatives, standing
-from sthisto.models._mixture import Heads, Mixtures, Spots, Values
-from sthisto.models._sections import Centring
+from sthisto.models._kernels import Heads, KernelAverage, Spots, Values
+from sthisto.models._registration import RigidTransforms, register_sections
+from sthisto.models._similarity import likeness, relatives, similarity, standing
+from sthisto.models._standardize import SectionStandardizer
 
 OUTLYING = 5.0  # features beyond so many deviations are artefacts: folds, ink, dust
 LEADING = 8  # factors that sections are laid over each other by
 STRANGER = 0.1  # kinship below which a section is said not to fit another
 HEARD = 0.05  # kinship below which it is not worth the time to listen
 ALL = (1.0,)  # share of look, for sections that have no place
-UNSEEN = -1  # number of a section that was not fitted
+UNFITTED = -1  # number of a section that was not fitted
 
 Floats = NDArray[np.float64]
 logger = logging.getLogger("sthisto")
@@ -73,7 +73,7 @@ class Attention:
     >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
     >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
     >>> model = Attention()
-    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
     >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
     (4, 2)
     """
@@ -90,7 +90,9 @@ class Attention:
     power: float = 0.3
     history: dict[str, Floats] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
+    def fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
         """Learn from all sections; return the leave-one-out predictions, (n, g) a section.
 
         Raises
@@ -98,12 +100,12 @@ class Attention:
         ValueError
             Two sections of one name, or one without features or expression.
         """
-        centring = Centring.of(sections, with_features=True)
+        centring = SectionStandardizer.of(sections, with_features=True)
         standard = [centring.standardised(section).clip(-OUTLYING, OUTLYING) for section in sections]
         axes = leading(standard, self.n_components)  # (d, q)
         look = np.concatenate([part @ axes for part in standard])
         variance = relative(np.concatenate([spot_variance(each.xy, centring.deviation(each)) for each in sections]))
-        pool = _Pool(sections, centring, np.random.default_rng(seed))
+        pool = _Pool(sections, centring, np.random.default_rng(random_state))
         shared = self._shared(pool, variance)
         alike = likeness(centring.gene_mean)
         frames = self._lay_over(sections, pool.section, shared, alike)
@@ -120,7 +122,7 @@ class Attention:
         }
         z = shared / (np.sqrt((shared**2).mean(axis=0)) + TINY)
         compared = relatives(frames.frame, alike)
-        self._state["kinship"] = kinship(spots, z, variance, compared, self._mixtures(), draw=pool.draw)
+        self._state["kinship"] = similarity(spots, z, variance, compared, self._mixtures(), draw=pool.draw)
         _report(self._state["kinship"], centring.names)
         return self._solve(spots, variance, pool, progress=progress)
 
@@ -132,11 +134,11 @@ class Attention:
         ValueError
             No features, or another number of them than in ``fit``.
         """
-        state, centring = self._state, Centring.restore(self._state)
-        frames = Frames(*(state[f"frames_{name}"] for name in Frames.__dataclass_fields__))
+        state, centring = self._state, SectionStandardizer.restore(self._state)
+        frames = RigidTransforms(*(state[f"frames_{name}"] for name in RigidTransforms.__dataclass_fields__))
         base, section = centring.mean_of(points.name), centring.index(points.name)
         placed = frames.place(points.xy, section) if section >= 0 else points.xy
-        frame = frames.frame[section] if section >= 0 else UNSEEN
+        frame = frames.frame[section] if section >= 0 else UNFITTED
         part = slice(*state["starts"][[section, section + 1]]) if section >= 0 else slice(state["starts"][-2], None)
         anchors = Spots(*(state[f"anchor_{name}"][part] for name in Spots.__dataclass_fields__))
         by_place, by_look = state["by_place"][:, part], state["by_look"][:, part]
@@ -166,10 +168,10 @@ class Attention:
             raise ValueError("the attention model was fitted by an earlier sthisto, with other loadings. Fit again.")
         self._state = dict(state)
 
-    def _mixtures(self) -> Mixtures:
+    def _mixtures(self) -> KernelAverage:
         state = self._state
         heads = Heads(state["lengths"], state["feature_lengths"], self.coherence)
-        return Mixtures(heads, self.looks, np.array(self.noises), self.power)
+        return KernelAverage(heads, self.looks, np.array(self.noises), self.power)
 
     def _shared(self, pool: "_Pool", variance: Floats) -> Floats:
         """Scores (n, f) of all spots in the leading factors of all, by which sections are compared."""
@@ -180,12 +182,14 @@ class Attention:
     def _n_factors(self, spots: Spots, y: Floats) -> int:
         return min(self.n_factors or (30 if len(spots) > 1000 else 15), int(y.shape[1]))
 
-    def _lay_over(self, sections: Sequence[Section], of: NDArray[np.int64], z: Floats, alike: Floats) -> Frames:
-        """Frames of the sections, each its own without coherence."""
+    def _lay_over(
+        self, sections: Sequence[Section], of: NDArray[np.int64], z: Floats, alike: Floats
+    ) -> RigidTransforms:
+        """RigidTransforms of the sections, each its own without coherence."""
         if self.coherence <= 0:
-            return Frames.apart(len(sections))
+            return RigidTransforms.apart(len(sections))
         pitch = np.array([np.nan if section.pitch_um is None else section.pitch_um for section in sections])
-        return lay_over(np.concatenate([section.xy for section in sections]), z, of, alike, pitch)
+        return register_sections(np.concatenate([section.xy for section in sections]), z, of, alike, pitch)
 
     def _solve(self, spots: Spots, variance: Floats, pool: "_Pool", *, progress: bool) -> list[NDArray[np.float32]]:
         """Solve for each section, then for those that were not fitted; return what was held back, (n, g) a section."""
@@ -203,7 +207,7 @@ class Attention:
                 solved.append(heard.solution(values, values.level(own[heard.chosen])))
                 forgotten = heard.factors.forget(heard.y, left_out, np.array(1 / own.sum()))[own]
                 held_back.append((forgotten + self._state["gene_mean"][one]).astype(np.float32))
-            heard = self._listen(UNSEEN, spots, variance, pool)
+            heard = self._listen(UNFITTED, spots, variance, pool)
             values, _ = looks.solve(*heard.asked, step=bar.update)
             solved.append(heard.solution(values, self._unseen(heard.spots, heard.chosen, values)))
         self._state |= _Solution.join(solved)
@@ -211,20 +215,20 @@ class Attention:
 
     def _listen(self, one: int, spots: Spots, variance: Floats, pool: "_Pool") -> "_Heard":
         """Gather what a section is told from, factors of its own included."""
-        rows, chosen, kinship = self._company(one, pool, self._state["kinship"])
+        rows, chosen, similarity = self._company(one, pool, self._state["kinship"])
         y = pool.deviation(rows)
-        factors = Factors.of(y, variance[rows], kinship, self._n_factors(spots, y))
-        return _Heard(replace(spots[rows], kinship=kinship), chosen, y, variance[rows], factors)
+        factors = Factors.of(y, variance[rows], similarity, self._n_factors(spots, y))
+        return _Heard(replace(spots[rows], similarity=similarity), chosen, y, variance[rows], factors)
 
     def _unseen(self, spots: Spots, chosen: NDArray[np.intp], values: Values) -> Floats:
         """Level (f,) of a section that was not fitted: with it the spots, told by their look, have their gene means."""
-        _, alike = self._mixtures().heads(replace(spots, section=np.full(len(spots), UNSEEN)), spots[chosen])
+        _, alike = self._mixtures().heads(replace(spots, section=np.full(len(spots), UNFITTED)), spots[chosen])
         level: Floats = -(alike @ values.by_look).sum(axis=0).mean(axis=0)
         return level
 
     def _company(self, one: int, pool: "_Pool", kin: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
         """Rows that a section listens to, which of them are anchors, and the kinship (n,) of each."""
-        if one == UNSEEN:
+        if one == UNFITTED:
             heard = standing(kin)
             among = np.flatnonzero(heard >= HEARD)
             rows, chosen = pool.fair(among, 2 * self.n_anchors), pool.fair(among, self.n_anchors)
@@ -297,7 +301,7 @@ class _Solution:
 class _Pool:
     """Spots of all sections, in one order by chance: the first few of it are a fair choice of any size."""
 
-    def __init__(self, sections: Sequence[Section], centring: Centring, rng: np.random.Generator) -> None:
+    def __init__(self, sections: Sequence[Section], centring: SectionStandardizer, rng: np.random.Generator) -> None:
         self.sections, self.centring = sections, centring
         self.section = np.repeat(np.arange(len(sections)), centring.n_spots)
         self.order = rng.permutation(len(self.section))

@@ -31,7 +31,7 @@ from scipy.special import logsumexp, softmax
 
 from sthisto.models import Section
 from sthisto.models._factors import RANK, forget
-from sthisto.models._sections import Centring
+from sthisto.models._standardize import SectionStandardizer
 
 LEVEL = 10.0  # c: prior variance of a section's level, wide against the unit variance of a factor
 
@@ -50,7 +50,7 @@ class Gp:
     >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
     >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
     >>> model = Gp()
-    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
     >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
     (4, 2)
     """
@@ -64,7 +64,9 @@ class Gp:
     power: float = 0.3
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
+    def fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
         """Learn without iteration; return the leave-one-out predictions, (n, g) a section.
 
         A spot's expression is held back from the factors' values, their loadings and the gene means; the scores that
@@ -75,7 +77,7 @@ class Gp:
         ValueError
             Two sections of one name, or one without features or expression.
         """
-        centring = Centring.of(sections, with_features=True)
+        centring = SectionStandardizer.of(sections, with_features=True)
         z = np.concatenate([centring.standardised(section) for section in sections])
         # Contiguous, as it comes back from a file: another memory layout can change the last bit of a product.
         axes = np.ascontiguousarray(np.linalg.svd(z, full_matrices=False)[2][: self.n_components].T)  # (d, q)
@@ -107,7 +109,7 @@ class Gp:
         ValueError
             No features, or another number of them than in ``fit``.
         """
-        centring = Centring.restore(self._state)
+        centring = SectionStandardizer.restore(self._state)
         base, section = centring.mean_of(points.name), centring.index(points.name)
         predicted = np.empty((len(points), len(base)), dtype=np.float32)
         for rows, z in centring.chunks(points):

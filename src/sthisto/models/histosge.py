@@ -1,6 +1,6 @@
 r"""HisToSGE: multi-head attention over the look and the place of the spots around (arXiv 2407.20518).
 
-A spot i has PILM features f_i (what the pathology image large model sees), mean colour c_i and position p_i in spot
+A spot i has PILM features f_i (what the pathology image large model sees), mean color c_i and position p_i in spot
 pitches. A feature map joins them to a token, one pre-norm transformer block lets it attend to its context N(i), and a
 head gives its genes:
 
@@ -14,12 +14,12 @@ whichever other points are asked for, and spots that are held back take part by 
 
 ``variant="paper"`` differs from the authors' code in this:
 
-- RGB map: the text has it, the code does not. The mean colour of the patch is read where a section brings its pixels
-  (``Section.patches``), as ``tl.fit`` has it do unless ``rgb=False``. Where it does not, there is no colour to read but
-  what the features hold; of an encoder that gives colour (the hand-crafted one: mean red, green and blue) W_f f
+- RGB map: the text has it, the code does not. The mean color of the patch is read where a section brings its pixels
+  (``Section.patches``), as ``tl.fit`` has it do unless ``rgb=False``. Where it does not, there is no color to read but
+  what the features hold; of an encoder that gives color (the hand-crafted one: mean red, green and blue) W_f f
   contains W_c c, both being linear.
 - Positions are continuous: s(p) are sines and cosines of p from the middle of the section, wavelengths from 4 to 512
-  pitches, in place of integers through embeddings, by which points between spots share their neighbour's code.
+  pitches, in place of integers through embeddings, by which points between spots share their neighbor's code.
 - N(i) are the nearest spots, not those beside it in the table.
 - It stops early on spots held out at random and keeps the best weights, instead of 1 000 epochs come what may.
 - Features are standardised and gene means taken per section, so that several sections can be learnt together. The
@@ -52,7 +52,7 @@ from torch.nn import functional
 
 from sthisto import _training
 from sthisto.models import Patches, Section
-from sthisto.models._sections import Centring, expression_of, features_of
+from sthisto.models._standardize import SectionStandardizer, expression_of, features_of
 
 N_CODES = 512  # rows of the scripts' embeddings; one more, of zeros, stands for no position
 WAVELENGTHS = 2.0 ** np.arange(2, 10)  # pitches
@@ -126,7 +126,7 @@ class HisToSGE:
 
     ``n_context`` spots, the point itself included, make a sequence; ``heads`` of 64 attend. ``validation`` is the share
     of spots held out; ``learning_rate=None`` takes 1e-4, or the scripts' 1e-3. The paper's variant alone has ``rgb``,
-    the mean colour of a patch of ``patch_um`` beside the features (another variant sets it to False), ``width``,
+    the mean color of a patch of ``patch_um`` beside the features (another variant sets it to False), ``width``,
     ``dropout``, ``weight_decay``, ``batch_size`` and ``patience``, the epochs without improvement before it stops
     (``None``: never).
 
@@ -136,7 +136,7 @@ class HisToSGE:
     >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
     >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
     >>> model = HisToSGE(epochs=2)
-    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
     >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
     (4, 2)
     """
@@ -156,7 +156,7 @@ class HisToSGE:
     validation: float = 0.15
     patch_um: float = 55.0  # a Visium spot
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
-    field: ClassVar[int] = 16  # pixels of the patch, whose mean is all that is read
+    input_size: ClassVar[int] = 16  # pixels of the patch, whose mean is all that is read
 
     def __post_init__(self) -> None:
         if self.variant not in ("paper", "scripts"):
@@ -165,7 +165,9 @@ class HisToSGE:
         if self.n_context < 2:
             raise ValueError(f"n_context is {self.n_context}: attention needs a spot beside the point, so 2 or more")
 
-    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
+    def fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
         """Learn from all sections together; return what is said of the spots held out, (n, g) a section, else NaN.
 
         Raises
@@ -174,12 +176,12 @@ class HisToSGE:
             Two sections of one name, one without features or expression, or some with pixels and others without.
         """
         chosen = _training.pick_device(device)
-        sections = sections if self._scripts else _coloured(sections)
-        centring = Centring.of(sections, with_features=True)
+        sections = sections if self._scripts else _colored(sections)
+        centring = SectionStandardizer.of(sections, with_features=True)
         section = np.repeat(np.arange(len(sections)), centring.n_spots)
         self._state: dict[str, NDArray[Any]] = {
             **centring.state(),
-            "coloured": np.array([not self._scripts and sections[0].patches is not None], dtype=np.uint8),
+            "colored": np.array([not self._scripts and sections[0].patches is not None], dtype=np.uint8),
             "xy": np.concatenate([each.xy for each in sections]),
             "section": section,
             "sequence": _sequences(centring.n_spots, self.n_context),
@@ -188,9 +190,9 @@ class HisToSGE:
         }
         expression = np.concatenate([expression_of(each) for each in sections])
         base = np.zeros_like(expression) if self._scripts else centring.gene_mean[section].astype(np.float32)
-        self._build(seed, chosen)
+        self._build(random_state, chosen)
         spots = self._tensors(self._state["xy"], section, self._state["look"], hide_self=True)
-        held_out = self._train(spots, expression - base, seed=seed, progress=progress)
+        held_out = self._train(spots, expression - base, random_state=random_state, progress=progress)
         self._state |= _training.to_arrays(self._network)
         held_back = np.full_like(expression, np.nan)
         held_back[held_out] = base[held_out] + self._output([each[held_out] for each in spots])
@@ -204,11 +206,11 @@ class HisToSGE:
         ValueError
             No features, or another number of them than in ``fit``; no pixels where ``fit`` had them.
         """
-        centring = Centring.restore(self._state)
-        if self._state["coloured"][0]:
+        centring = SectionStandardizer.restore(self._state)
+        if self._state["colored"][0]:
             if points.patches is None:
                 raise ValueError(f"the model was fitted with the spots' pixels; section {points.name!r} has no patches")
-            points = _coloured([points])[0]
+            points = _colored([points])[0]
         base = 0 if self._scripts else centring.mean_of(points.name).astype(np.float32)
         predicted = np.empty((len(points), centring.gene_mean.shape[1]), dtype=np.float32)
         for rows, look in centring.chunks(points):
@@ -230,11 +232,11 @@ class HisToSGE:
     def _scripts(self) -> bool:
         return self.variant == "scripts"
 
-    def _build(self, seed: int, device: torch.device) -> None:
+    def _build(self, random_state: int, device: torch.device) -> None:
         """Make the network for the sizes in the state, with its first weights, and keep the spots on the device."""
         n_features, n_genes = (self._state[key].shape[1] for key in ("look", "gene_mean"))
         sizes = {"width": self.width, "heads": self.heads, "hidden": self.hidden}
-        with _training.seeded(seed):
+        with _training.seeded(random_state):
             network = Network(
                 n_features, n_genes, scripts=self._scripts, dropout=0.0 if self._scripts else self.dropout, **sizes
             )
@@ -242,9 +244,9 @@ class HisToSGE:
         self._device, self._network = device, network.to(device)
         self._spots = [torch.from_numpy(each).to(device) for each in (self._state["look"], place)]
 
-    def _train(self, spots: list[Tensor], target: Floats, *, seed: int, progress: bool) -> NDArray[np.intp]:
+    def _train(self, spots: list[Tensor], target: Floats, *, random_state: int, progress: bool) -> NDArray[np.intp]:
         """Train on all spots but a share, whose rows it gives."""
-        learnt, held_out = _training.split(len(target), self.validation, seed)
+        learnt, held_out = _training.split(len(target), self.validation, random_state)
         truth = torch.from_numpy(target).to(self._device)
         sequence = torch.from_numpy(self._state["sequence"][learnt])
 
@@ -267,7 +269,7 @@ class HisToSGE:
             np.unique(sequence) if self._scripts else learnt,
             schedule,
             validation=lambda: _training.mean_loss(loss, held_out, CHUNK),
-            seed=seed,
+            random_state=random_state,
             device=self._device,
             progress=progress,
             label="histosge",
@@ -351,21 +353,21 @@ def _sequences(n_spots: NDArray[np.int64], length: int) -> NDArray[np.intp]:
     return np.concatenate(cuts).astype(np.intp)
 
 
-def _coloured(sections: Sequence[Section]) -> list[Section]:
-    """Put the mean colour of each patch beside the features, where sections bring their pixels."""
+def _colored(sections: Sequence[Section]) -> list[Section]:
+    """Put the mean color of each patch beside the features, where sections bring their pixels."""
     with_pixels = [section.name for section in sections if section.patches is not None]
     if with_pixels and len(with_pixels) < len(sections):
         raise ValueError(f"of {len(sections)} sections only {with_pixels} bring pixels (patches); give all or none")
     return [
-        section if section.patches is None else replace(section, features=_with_colours(section, section.patches))
+        section if section.patches is None else replace(section, features=_with_colors(section, section.patches))
         for section in sections
     ]
 
 
-def _with_colours(section: Section, patches: Patches) -> Floats:
+def _with_colors(section: Section, patches: Patches) -> Floats:
     """Features (n, d + 3), mean red, green and blue of the patches last."""
-    colours = np.empty((len(section), 3), dtype=np.float32)
+    colors = np.empty((len(section), 3), dtype=np.float32)
     for start in range(0, len(section), CHUNK):
         rows = np.arange(len(section))[start : start + CHUNK]
-        colours[rows] = patches(rows).mean(axis=(1, 2))
-    return np.concatenate([features_of(section), colours], axis=1)
+        colors[rows] = patches(rows).mean(axis=(1, 2))
+    return np.concatenate([features_of(section), colors], axis=1)

@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.spatial import KDTree
 
 from sthisto.models import Section
-from sthisto.models._sections import expression_of, names_of, pack_names, unpack_names
+from sthisto.models._standardize import expression_of, names_of, pack_names, unpack_names
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class Idw:
     --------
     >>> spots = Section(name="a", xy=np.array([[0.0, 0], [3, 0]]), expression=np.array([[1], [6]], dtype=np.float32))
     >>> model = Idw()
-    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
     >>> model.predict(Section(name="a", xy=np.array([[1.0, 0], [3, 0]])))
     array([[2.],
            [6.]], dtype=float32)
@@ -38,7 +38,9 @@ class Idw:
     power: float = 2.0
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
+    def fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
         """Keep the spots; return each spot's average of the others, (n, g) a section.
 
         Raises

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto.models import Section
-from sthisto.models._sections import Centring
+from sthisto.models._standardize import SectionStandardizer
 
 RANK = 1e-10  # singular values below this share of the first are rounding noise
 
@@ -40,7 +40,7 @@ class Ridge:
     >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
     >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
     >>> model = Ridge()
-    >>> held_back = model.fit([spots], seed=0, device="cpu", progress=False)
+    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
     >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
     (4, 2)
     """
@@ -49,7 +49,9 @@ class Ridge:
     alphas: Sequence[float] = tuple((10.0 ** (np.arange(-6, 9) / 2)).tolist())
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(self, sections: Sequence[Section], *, seed: int, device: str, progress: bool) -> list[NDArray[np.float32]]:
+    def fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
+    ) -> list[NDArray[np.float32]]:
         """Learn in closed form; return the leave-one-out predictions, (n, g) a section.
 
         A spot's expression is held back, its image is not: it takes part in the standardisation and the components.
@@ -59,7 +61,7 @@ class Ridge:
         ValueError
             Two sections of one name, or one without features or expression.
         """
-        centring = Centring.of(sections, with_features=True)
+        centring = SectionStandardizer.of(sections, with_features=True)
         z = np.concatenate([centring.standardised(section) for section in sections])
         y = centring.deviations(sections)
         u, s, vt = np.linalg.svd(z, full_matrices=False)
@@ -78,7 +80,7 @@ class Ridge:
         ValueError
             No features, or another number of them than in ``fit``.
         """
-        centring = Centring.restore(self._state)
+        centring = SectionStandardizer.restore(self._state)
         base = centring.mean_of(points.name)
         predicted = np.empty((len(points), len(base)), dtype=np.float32)
         for rows, z in centring.chunks(points):

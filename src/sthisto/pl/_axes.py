@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from sthisto.pl._pictures import BESIDE, UNDER, draw_picture, mpp_of, pictures_of
-from sthisto.pl._places import Floats
+from sthisto.pl._spots import Floats
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 AxesGiven: TypeAlias = "Axes | Sequence[Axes] | None"
 
-PANEL_INCHES = 3.6  # two panels and a colour bar fill a notebook's width
+PANEL_INCHES = 3.6  # two panels and a color bar fill a notebook's width
 NOTEBOOK_INCHES = 9.0
-BAR_INCHES = 0.75  # a colour bar with its words
+BAR_INCHES = 0.75  # a color bar with its words
 WORDS_INCHES = 0.6  # a line of title and one of scale bar
 
 
@@ -74,7 +74,7 @@ def lay_out(
     ncols
         Blocks side by side.
     bars
-        Colour bars of a block.
+        Color bars of a block.
     words
         Inches above and below a panel.
     ax

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from sthisto import _slide, grids
+from sthisto import _data, grids
 from sthisto.pl._axes import WORDS_INCHES, AxesGiven, lay_out
-from sthisto.pl._colours import NONE, label_colours, matched_colours
-from sthisto.pl._places import Places, Rows, frame_of, places_of, rows_beside, sections_of
+from sthisto.pl._colors import NONE, label_colors, matched_colors
+from sthisto.pl._spots import Places, Rows, frame_of, places_of, rows_beside, sections_of
 
 Codes = NDArray[np.int64]
 LEGEND_INCHES = 0.22  # a row of it
@@ -54,10 +54,10 @@ def domains(  # noqa: PLR0913  options of a picture, all with defaults
     save: "str | Path | None" = None,
     return_fig: bool = False,
 ) -> "Figure | list[Axes] | None":
-    """Draw spatial domains as filled cells, the labels to compare them to beside, in colours that match.
+    """Draw spatial domains as filled cells, the labels to compare them to beside, in colors that match.
 
-    Which number a domain has is chance, so domains are given the colours of the reference's labels that they overlap
-    most, each used once (Kuhn 1955, the Hungarian method): what has the same colour is the same tissue as far as the
+    Which number a domain has is chance, so domains are given the colors of the reference's labels that they overlap
+    most, each used once (Kuhn 1955, the Hungarian method): what has the same color is the same tissue as far as the
     two agree. How far they do is the adjusted Rand index in the title (Hubert and Arabie 1985): 1 for the same
     partition, 0 for one that agrees by chance. It is taken over the spots that have both labels; dense points give
     each spot the label of the point nearest to it.
@@ -73,9 +73,9 @@ def domains(  # noqa: PLR0913  options of a picture, all with defaults
     dense
         Dense points, of which the same columns are drawn where they have them.
     palette
-        Colours of the first panel's labels, in the order of the categories or by their names. By default
-        ``uns[f"{key}_colors"]``, where scanpy keeps them, else nine colours that read with colour blindness and
-        shades of them. The other panels take their colours from the first.
+        Colors of the first panel's labels, in the order of the categories or by their names. By default
+        ``uns[f"{key}_colors"]``, where scanpy keeps them, else nine colors that read with color blindness and
+        shades of them. The other panels take their colors from the first.
     library
         The section to draw where there are several; all by default.
     library_key
@@ -96,9 +96,9 @@ def domains(  # noqa: PLR0913  options of a picture, all with defaults
     Raises
     ------
     KeyError
-        There is no such column or section, no coordinates, or no colour for a label.
+        There is no such column or section, no coordinates, or no color for a label.
     ValueError
-        No spot has a label, numbers that are no labels, too few colours, or ``ax`` of another number.
+        No spot has a label, numbers that are no labels, too few colors, or ``ax`` of another number.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def domains(  # noqa: PLR0913  options of a picture, all with defaults
     shown = [_of_spots(adata, column, sections) for column in columns]
     if dense is not None:
         shown += _of_points(adata, dense, keys, sections, library_key)
-    colours = _colours(shown, palette)
+    colors = _colors(shown, palette)
     rows = _legend_rows(shown) if legend else 0
     sheet = lay_out(
         adata,
@@ -130,11 +130,11 @@ def domains(  # noqa: PLR0913  options of a picture, all with defaults
         ax=ax,
     )
     for name, block in zip(sections, sheet.blocks, strict=True):
-        for labels, panel_colours, panel in zip(shown, colours, block, strict=True):
-            _draw(panel, labels, panel_colours, name)
+        for labels, panel_colors, panel in zip(shown, colors, block, strict=True):
+            _draw(panel, labels, panel_colors, name)
             panel.set_title(_title(labels, shown[0] if reference else None, name), fontsize="medium")
             if legend:
-                _draw_legend(panel, labels, panel_colours, name, below_bar=scale_bar)
+                _draw_legend(panel, labels, panel_colors, name, below_bar=scale_bar)
         if len(sections) > 1:
             block[0].set_ylabel(name)
     return sheet.finish(show=show, save=save, return_fig=return_fig)
@@ -158,8 +158,7 @@ def _of_points(
     rows = {name: rows_beside(dense, name, library_key) for name in sections}
     places = {name: places_of(dense, rows[name], name, fill=True) for name in sections}
     nearest = {
-        name: grids.nearest(_slide.positions(adata, spots), places[name].xy)[1][:, 0]
-        for name, spots in sections.items()
+        name: grids.nearest(_data.positions(adata, spots), places[name].xy)[1][:, 0] for name, spots in sections.items()
     }
     found = []
     for column in columns:
@@ -201,16 +200,16 @@ def _refuse_none(codes: Mapping[str, Codes], where: str) -> None:
         raise ValueError(f"{where} has no label for any of the places to draw.")
 
 
-def _colours(shown: Sequence[Labels], own: Sequence[str] | Mapping[str, str] | None) -> list[list[str]]:
-    """Colours of every panel's labels: the first panel's own, the others' by their overlap with it."""
+def _colors(shown: Sequence[Labels], own: Sequence[str] | Mapping[str, str] | None) -> list[list[str]]:
+    """Colors of every panel's labels: the first panel's own, the others' by their overlap with it."""
     first, *others = shown
-    colours = label_colours(first.categories, own, first.kept)
+    colors = label_colors(first.categories, own, first.kept)
     anchor = np.concatenate(list(first.at_spots.values()))
     matched = [
-        matched_colours(np.concatenate(list(each.at_spots.values())), len(each.categories), anchor, colours)
+        matched_colors(np.concatenate(list(each.at_spots.values())), len(each.categories), anchor, colors)
         for each in others
     ]
-    return [colours, *matched]
+    return [colors, *matched]
 
 
 def _title(labels: Labels, reference: Labels | None, library: str) -> str:
@@ -224,10 +223,10 @@ def _title(labels: Labels, reference: Labels | None, library: str) -> str:
     return f"{labels.name}: ARI {adjusted_rand_score(b[both], a[both]):.2f}" if both.any() else labels.name
 
 
-def _draw(ax: "Axes", labels: Labels, colours: Sequence[str], library: str) -> None:
+def _draw(ax: "Axes", labels: Labels, colors: Sequence[str], library: str) -> None:
     from matplotlib.colors import to_rgba_array  # noqa: PLC0415
 
-    by_code = to_rgba_array([*colours, NONE])  # -1 takes the last
+    by_code = to_rgba_array([*colors, NONE])  # -1 takes the last
     labels.places[library].draw(ax, facecolors=by_code[labels.codes[library]])
 
 
@@ -244,11 +243,11 @@ def _legend_rows(shown: Sequence[Labels]) -> int:
     return max(-(-(len(labels.categories) + 1) // _legend_columns(labels)) for labels in shown)
 
 
-def _draw_legend(ax: "Axes", labels: Labels, colours: Sequence[str], library: str, *, below_bar: bool) -> None:
+def _draw_legend(ax: "Axes", labels: Labels, colors: Sequence[str], library: str, *, below_bar: bool) -> None:
     """Name the section's labels below its panel."""
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    handles = [Patch(color=colours[code], label=labels.categories[code]) for code in _present(labels, library)]
+    handles = [Patch(color=colors[code], label=labels.categories[code]) for code in _present(labels, library)]
     if (labels.codes[library] < 0).any():
         handles.append(Patch(color=NONE, label="no label"))
     ax.legend(

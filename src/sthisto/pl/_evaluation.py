@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 from sthisto.pl._axes import PANEL_INCHES, AxesGiven, finish, given_axes, root_of
-from sthisto.pl._colours import CURVES
+from sthisto.pl._colors import CURVES
 
 
 def evaluation(
@@ -115,9 +115,9 @@ def _pair(models: Sequence[str], asked: Sequence[str] | None) -> list[str]:
 
 def _draw_models(ax: "Axes", means: "DataFrame", models: Sequence[str]) -> None:
     """Bars of the means, a point each repeat and section, and the ceiling."""
-    for i, (model, colour) in enumerate(zip(models, cycle(CURVES), strict=False)):
+    for i, (model, color) in enumerate(zip(models, cycle(CURVES), strict=False)):
         values = means.loc[means["model"] == model, "value"].to_numpy()
-        shade = "0.6" if model in (GENE_MEAN, COPY) else colour
+        shade = "0.6" if model in (GENE_MEAN, COPY) else color
         ax.bar(i, values.mean(), width=0.7, color=shade, alpha=0.45)
         ax.scatter(i + np.linspace(-0.2, 0.2, len(values) + 2)[1:-1], values, s=14, color=shade, zorder=3)
     ceiling = means.loc[means["model"] == CEILING, "value"].to_numpy()

@@ -1,4 +1,4 @@
-"""Image features over the tissue, as colours."""
+"""Image features over the tissue, as colors."""
 
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from sthisto import _slide
+from sthisto import _data
 from sthisto.pl._axes import AxesGiven, lay_out
 from sthisto.pl._maps import draw_title
-from sthisto.pl._places import Floats, frame_of, places_of, sections_of
+from sthisto.pl._spots import Floats, frame_of, places_of, sections_of
 
-SPREAD = 1.5  # robust standard deviations from the median to where a colour is five sixths of the way up or down
+SPREAD = 1.5  # robust standard deviations from the median to where a color is five sixths of the way up or down
 
 
 def features(
@@ -37,11 +37,11 @@ def features(
 ) -> "Figure | list[Axes] | None":
     """Draw what the encoder sees: the first three principal components of its features as red, green and blue.
 
-    Places that look alike to the encoder have the same colour. Where the colours follow the tissue's structures, the
+    Places that look alike to the encoder have the same color. Where the colors follow the tissue's structures, the
     features can tell a model of them; where they are noise or follow the borders of the picture, they cannot.
 
     Each section has its own components, of features standardised over its spots, as the models standardise them. A
-    component's median is its middle colour, and its spread is taken from the median deviation: the rims of the tissue
+    component's median is its middle color, and its spread is taken from the median deviation: the rims of the tissue
     and its folds, which are what varies most, do not leave the rest in the dark.
 
     Parameters
@@ -81,14 +81,14 @@ def features(
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic(60, n_genes=20)
     >>> sthisto.pp.extract_features(adata, progress=False)
-    >>> picture, colours = sthisto.pl.features(adata, show=False)
-    >>> colours.get_xlabel()[:18]
+    >>> picture, colors = sthisto.pl.features(adata, show=False)
+    >>> colors.get_xlabel()[:18]
     'red, green, blue: '
     """
     sections = sections_of(adata, library, library_key)
     places = {name: places_of(adata, rows, name, fill=True) for name, rows in sections.items()}
-    colours = {
-        name: component_colours(_slide.features(adata, features_key, rows), f"obsm[{features_key!r}]")
+    colors = {
+        name: component_colors(_data.features(adata, features_key, rows), f"obsm[{features_key!r}]")
         for name, rows in sections.items()
     }
     sheet = lay_out(
@@ -101,14 +101,14 @@ def features(
         ax=ax,
     )
     for name, [panel], head in zip(sections, sheet.blocks, sheet.heads, strict=True):
-        rgb, share = colours[name]
+        rgb, share = colors[name]
         places[name].draw(panel, facecolors=rgb)
         panel.set_xlabel(f"red, green, blue: {', '.join(f'{each:.0%}' for each in share)} of variance")
         draw_title(head, features_key + (f", {name}" if len(sections) > 1 else ""))
     return sheet.finish(show=show, save=save, return_fig=return_fig)
 
 
-def component_colours(features: NDArray[np.float32], where: str) -> tuple[Floats, Floats]:
+def component_colors(features: NDArray[np.float32], where: str) -> tuple[Floats, Floats]:
     """First three principal components of features (n, d) as RGB (n, 3) from 0 to 1, and their shares of variance (3,).
 
     Which end of a component is bright is set by its heaviest feature, not by the solver.
@@ -118,7 +118,7 @@ def component_colours(features: NDArray[np.float32], where: str) -> tuple[Floats
     varied = centred[:, deviation > 0] / deviation[deviation > 0]
     values, vectors = np.linalg.eigh(varied.T @ varied)
     if (values > 1e-9 * values.max(initial=0)).sum() < 3:
-        raise ValueError(f"{where} of shape {features.shape} does not vary in three directions, as colours do.")
+        raise ValueError(f"{where} of shape {features.shape} does not vary in three directions, as colors do.")
     axes = vectors[:, :-4:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
     scores = varied @ axes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from sthisto.pl._axes import AxesGiven, lay_out
 from sthisto.pl._maps import EXPRESSION, STD, STD_MAP, Map, draw_gene, draw_title, norms_of
 from sthisto.pl._pictures import UNDER
-from sthisto.pl._places import Rows, frame_of, places_of, rows_beside, sections_of
+from sthisto.pl._spots import Rows, frame_of, places_of, rows_beside, sections_of
 from sthisto.pl._values import doubt, gene_names, gene_title, gene_values
 
 
@@ -85,7 +85,7 @@ def genes(  # noqa: PLR0913  options of a picture, all with defaults
     save: "str | Path | None" = None,
     return_fig: bool = False,
 ) -> "Figure | list[Axes] | None":
-    """Draw genes over the tissue: measured, denoised and dense on one colour scale, and how uncertain they are.
+    """Draw genes over the tissue: measured, denoised and dense on one color scale, and how uncertain they are.
 
     Side by side and on one scale it can be seen what the prediction adds and what it leaves out. Spots are discs of
     their true diameter; dense points, the bins of Visium HD, and spots of which more than 40 lie side by side, where
@@ -98,7 +98,7 @@ def genes(  # noqa: PLR0913  options of a picture, all with defaults
     adata
         Measured spots, ``obsm["spatial"]`` (n, 2) in full-resolution pixels, x then y. Picture, scale factors and
         spot diameter are taken from ``uns["spatial"]`` where they are there; a spot of unknown diameter is drawn 0.55
-        of the distance to its neighbour wide, which is Visium's.
+        of the distance to its neighbor wide, which is Visium's.
     dense
         What :func:`sthisto.tl.upsample` returned.
     genes
@@ -118,11 +118,11 @@ def genes(  # noqa: PLR0913  options of a picture, all with defaults
     image
         Draw the picture of the section underneath, where there is one; ``"beside"``: in a panel of its own.
     cmap
-        A colour map of matplotlib; the default reads the same with colour blindness and in grey.
+        A color map of matplotlib; the default reads the same with color blindness and in grey.
     alpha
         Opacity of spots and points, 0 to 1: less lets the tissue shine through, and draws its picture stronger.
     vmin, vmax
-        Limits of the colours: numbers, or percentiles as ``"p99"``, of which the wider over the panels is taken.
+        Limits of the colors: numbers, or percentiles as ``"p99"``, of which the wider over the panels is taken.
     ncols
         Blocks (a gene of a section) side by side; by default one where a block has several panels, else up to three.
     scale_bar

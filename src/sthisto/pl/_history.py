@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from sthisto.pl._axes import finish, root_of
-from sthisto.pl._colours import CURVES
+from sthisto.pl._colors import CURVES
 
 
 def history(
@@ -79,8 +79,8 @@ def history(
         import matplotlib.pyplot as plt
 
         ax = plt.figure(figsize=(5, 3.2), layout="constrained").add_subplot()
-    for (name, curve), colour in zip(curves.items(), cycle(CURVES), strict=False):
-        ax.plot(np.arange(1, len(curve) + 1), curve, label=name, color=colour, marker="." if len(curve) == 1 else "")
+    for (name, curve), color in zip(curves.items(), cycle(CURVES), strict=False):
+        ax.plot(np.arange(1, len(curve) + 1), curve, label=name, color=color, marker="." if len(curve) == 1 else "")
     ax.set(xlabel="epoch", ylabel="loss", title=str(fits[key]["model"]))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

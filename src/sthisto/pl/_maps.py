@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
 
 from sthisto.pl._axes import root_of
-from sthisto.pl._colours import WARNING, map_of, norm_of
-from sthisto.pl._places import Places
+from sthisto.pl._colors import WARNING, map_of, norm_of
+from sthisto.pl._spots import Places
 
 EXPRESSION, STD = "expression", "std of expression"
 FAINT = 0.5  # opacity of what is not to be believed
@@ -41,7 +41,7 @@ def draw_gene(
     *,
     alpha: float = 1.0,
 ) -> None:
-    """Draw the maps of a gene into a block of panels, and a colour bar for every unit."""
+    """Draw the maps of a gene into a block of panels, and a color bar for every unit."""
     drawn = {}
     for shown, ax in zip(maps, block, strict=True):
         style = {"cmap": map_of(cmaps[shown.unit]), "norm": norms[shown.unit]}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE_PX = 2000  # Space Ranger's own; a panel shows no more
-UNDER, BESIDE = 0.35, 1.0  # how strong a picture is under colours that are to be read, and alone
+UNDER, BESIDE = 0.35, 1.0  # how strong a picture is under colors that are to be read, and alone
 
 Picture: TypeAlias = tuple[NDArray[Any], tuple[float, float, float, float]]  # pixels, extent in full-resolution pixels
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from sthisto.pl._axes import AxesGiven, lay_out
 from sthisto.pl._maps import STD, STD_MAP, Map, draw_gene, draw_title, norms_of
-from sthisto.pl._places import Rows, frame_of, places_of, sections_of
+from sthisto.pl._spots import Rows, frame_of, places_of, sections_of
 from sthisto.pl._values import doubt, gene_names, gene_title, gene_values
 
 RELATIVE = "std / expression"
@@ -28,7 +28,7 @@ def uncertainty(  # noqa: PLR0913  options of a picture, all with defaults
     *,
     relative: bool = False,
     key: str = "sthisto",
-    far: str | None = "far",
+    extrapolated: str | None = "extrapolated",
     library: str | None = None,
     library_key: str | None = None,
     image: bool = True,
@@ -55,9 +55,9 @@ def uncertainty(  # noqa: PLR0913  options of a picture, all with defaults
         gene's highest. Else it is in the units of the expression.
     key
         Name of the fit, where ``adata`` holds the spots: ``layers[f"{key}_std"]`` is drawn.
-    far
+    extrapolated
         Boolean ``obs`` column of the points that are far from anything seen, which are struck through; of spots
-        ``f"{key}_{far}"``. ``None``: none are. A table without the column has none.
+        ``f"{key}_{extrapolated}"``. ``None``: none are. A table without the column has none.
     library, library_key, image, cmap, vmin, vmax, ncols, scale_bar, ax
         As in :func:`sthisto.pl.genes`.
     show, save, return_fig
@@ -89,7 +89,7 @@ def uncertainty(  # noqa: PLR0913  options of a picture, all with defaults
     names = gene_names(genes, adata)
     unit = RELATIVE if relative else STD
     content = {
-        name: [_map(adata, rows, names, _layers(adata, key), unit, name, (far, f"{key}_{far}"))]
+        name: [_map(adata, rows, names, _layers(adata, key), unit, name, (extrapolated, f"{key}_{extrapolated}"))]
         for name, rows in sections_of(adata, library, library_key).items()
     }
     sheet = lay_out(
@@ -131,7 +131,7 @@ def _map(  # noqa: PLR0917  private, called once
     layers: tuple[str | None, str],
     unit: str,
     library: str,
-    far: tuple[str | None, str],
+    extrapolated: tuple[str | None, str],
 ) -> Map:
     """Cut the standard deviations of one section out."""
     mean, spread = layers
@@ -140,9 +140,9 @@ def _map(  # noqa: PLR0917  private, called once
         expected = gene_values(adata, rows, names, mean, "adata")
         lowest = FLOOR * np.nanmax(expected, axis=0)
         values /= np.maximum(expected, np.where(lowest > 0, lowest, 1))
-    return Map("uncertainty", unit, places_of(adata, rows, library), values, _far(adata, rows, far))
+    return Map("uncertainty", unit, places_of(adata, rows, library), values, _extrapolated(adata, rows, extrapolated))
 
 
-def _far(adata: AnnData, rows: Rows, columns: tuple[str | None, str]) -> NDArray[np.bool_] | None:
+def _extrapolated(adata: AnnData, rows: Rows, columns: tuple[str | None, str]) -> NDArray[np.bool_] | None:
     found = [column for column in columns if columns[0] is not None and column in adata.obs]
     return np.asarray(adata.obs[found[0]].to_numpy(dtype=bool)[rows]) if found else None

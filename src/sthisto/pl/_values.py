@@ -9,7 +9,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sthisto.pl._places import Rows
+from sthisto.pl._spots import Rows
 
 FALSE_DISCOVERIES = 0.05
 LOW_R = 0.1  # less than a hundredth of a gene's variance is foretold

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto import _slide, domains
+from sthisto import _data, domains
 from sthisto.domains import METHODS
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defaults
     adata: "AnnData | SpatialData",
     method: str = "stagate",
@@ -37,7 +37,7 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     """Divide the tissue into domains of like expression.
 
     A spot is counted too sparsely to be told from its expression alone. ``stagate`` and ``stmask`` learn an embedding
-    in which a spot is read together with its neighbours and look for clusters there; ``kmeans`` and ``leiden`` look at
+    in which a spot is read together with its neighbors and look for clusters there; ``kmeans`` and ``leiden`` look at
     the spots one by one. All work on what was measured, on what :func:`predict` made of it (``layer="sthisto"``) and on
     dense maps from :func:`upsample`. Labels do not depend on the order of the rows.
 
@@ -57,7 +57,7 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     use_rep
         Representation (n, d) in ``obsm`` to use instead of expression. ``kmeans`` and ``leiden`` cluster it as it is.
     library_key
-        Column of ``obs`` that names the section of each spot. Spots of different sections are never neighbours.
+        Column of ``obs`` that names the section of each spot. Spots of different sections are never neighbors.
     resolution
         Of leiden communities where no number is given.
     params
@@ -83,7 +83,7 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
 
     ``uns["sthisto"]["domains"][key_added]`` : the settings
 
-    ``uns["Spatial_Net"]`` : with ``stagate``, its neighbours as the authors' package keeps them: ``Cell1``, ``Cell2``,
+    ``uns["Spatial_Net"]`` : with ``stagate``, its neighbors as the authors' package keeps them: ``Cell1``, ``Cell2``,
     ``Distance``, in the unit of ``obsm["spatial"]``
 
     Raises
@@ -110,12 +110,12 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     >>> adata.obs["spatial_domain"].cat.categories.tolist()
     ['0', '1', '2']
     """
-    _slide.check_key(key_added)
-    settings = _slide.plain_params(params)
+    _data.check_key(key_added)
+    settings = _data.plain_params(params)
     built = domains.build(method, settings)
     spec = METHODS[method]
     _refuse_number(n_domains, adata.n_obs, method)
-    places = _slide.places(adata, library_key)
+    places = _data.places(adata, library_key)
     values, n_genes = _values(adata, layer, genes, use_rep)
     xy, section = _positions(places, adata.n_obs)
     rows = domains.table_free_order(xy, section)
@@ -123,11 +123,11 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
         embedding = values[rows]
     else:
         embedding = built.embed(
-            values[rows], xy[rows], section[rows], seed=random_state, device=device or "", progress=progress
+            values[rows], xy[rows], section[rows], random_state=random_state, device=device or "", progress=progress
         )
-    found = domains.cluster(embedding, spec.clusters, n_domains, resolution=resolution, seed=random_state)
+    found = domains.cluster(embedding, spec.clusters, n_domains, resolution=resolution, random_state=random_state)
     back = np.argsort(rows)
-    _slide.write_domains(
+    _data.write_domains(
         adata,
         key_added,
         domains=found[back],
@@ -141,11 +141,11 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
             "use_rep": use_rep or "",
             "n_genes": n_genes,
             "library_key": library_key or "",
-            "seed": int(random_state),
+            "random_state": int(random_state),
             "params": json.dumps(settings),
             **{f"last_{name}_loss": float(curve[-1]) for name, curve in built.history.items()},
         },
-        networks={spec.network: _slide.network(adata, built.links(xy, section))} if spec.network else {},
+        networks={spec.network: _data.network(adata, built.links(xy, section))} if spec.network else {},
     )
 
 
@@ -168,14 +168,14 @@ def _values(
     if use_rep is not None:
         if layer is not None or genes is not None:
             raise ValueError(f"use_rep={use_rep!r} takes the place of expression: leave out layer= and genes=.")
-        return _slide.features(adata, use_rep, rows), 0
-    chosen = _slide.genes_to_model(adata, genes)
+        return _data.features(adata, use_rep, rows), 0
+    chosen = _data.genes_to_model(adata, genes)
     if genes is None:
-        chosen = _slide.measured_somewhere(adata, chosen, layer)
-    return _slide.expression(adata, rows, chosen, layer), len(chosen)
+        chosen = _data.measured_somewhere(adata, chosen, layer)
+    return _data.expression(adata, rows, chosen, layer), len(chosen)
 
 
-def _positions(places: Mapping[str, _slide.Place], n: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def _positions(places: Mapping[str, _data.Place], n: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Positions (n, 2) in pitches and numbers (n,) of the sections, counted in the order of their names."""
     xy, section = np.empty((n, 2)), np.empty(n, dtype=np.intp)
     for number, name in enumerate(sorted(places)):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from sthisto import _slide, evaluation, grids
+from sthisto import _data, evaluation, grids
 from sthisto.metrics import lognorm
 from sthisto.models import MODELS, Model, Patches, Section, reads_pixels
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 from sthisto.tl._sections import Pixels, build, section_of
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     adata: "AnnData | SpatialData",
     models: str | Iterable[str] = ("attention", "gp", "ridge", "idw"),
@@ -103,7 +103,7 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     One long table with the columns ``model``; ``split``; ``repeat``; ``library``, the section; ``genes``, how these
     were chosen (``"each training half"``, ``"all spots"`` or ``"given"``); ``gene``, NaN for the mean over genes;
     ``metric`` (``pearson``, ``spearman``, ``mse``, ``mae``; ``seconds`` and ``peak_memory_mb`` of each fit, see
-    :meth:`sthisto.evaluation.Trial.run`); ``value``. Writes
+    :meth:`sthisto.evaluation.Split.run`); ``value``. Writes
 
     ``var["pcc_heldout"]`` : Pearson r of the first model and first split, mean over repeats and sections; NaN for genes
     that were never scored
@@ -139,12 +139,19 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         raise ValueError(f"protocol={protocol!r}: expected 'heldout' or 'paper'.")
     if n_repeats < 1 or n_genes < 1:
         raise ValueError(f"n_repeats={n_repeats}, n_genes={n_genes}: both should be 1 or more.")
-    places = _slide.places(adata, library_key)
+    places = _data.places(adata, library_key)
     measured = _measured(adata, places.values(), settings, features_key, layer, counts_layer, genes)
     seeing = [name for name, own in settings.items() if reads_pixels(name, build(name, own))]
     pixels = [Pixels.find(adata, name, place, image, features_key) for name, place in places.items() if seeing]
     hidings = [
-        (name, seed, [grids.hold_out(section.xy, fraction, block=side, seed=seed) for section in measured.sections])
+        (
+            name,
+            random_state,
+            [
+                grids.hold_out(section.xy, fraction, block=side, random_state=random_state)
+                for section in measured.sections
+            ],
+        )
         for name, side in splits.items()
         for seed in range(random_state, random_state + n_repeats)
     ]
@@ -157,16 +164,16 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
             for model, own in settings.items():
                 built = build(model, own)
                 patches = _patches(pixels, places.values(), built) if model in seeing else ()
-                parts.append(trial.run(model, built, patches=patches, seed=seed, device=device or ""))
+                parts.append(trial.run(model, built, patches=patches, random_state=seed, device=device or ""))
                 bar.update()
-            parts.append(trial.yardsticks(seed=seed))
+            parts.append(trial.reference_scores(random_state=seed))
             tables.append(pd.concat(parts, ignore_index=True).assign(split=name, repeat=seed - random_state))
     choice = "given" if measured.columns is not None else "all spots" if paper else "each training half"
     report = pd.concat(tables, ignore_index=True).assign(genes=choice)
     if not paper:
         first = (report["model"] == next(iter(settings))) & (report["split"] == next(iter(splits)))
         r = report[first & (report["metric"] == "pearson")].groupby("gene")["value"].mean()
-        _slide.write(adata, var={"pcc_heldout": r.reindex(adata.var_names).to_numpy()})
+        _data.write(adata, var={"pcc_heldout": r.reindex(adata.var_names).to_numpy()})
     return report[["model", "split", "repeat", "library", "genes", "gene", "metric", "value"]]
 
 
@@ -178,7 +185,7 @@ def _settings(models: str | Iterable[str], params: Mapping[str, Mapping[str, Any
     unnamed = sorted(set(params or {}) - set(names))
     if unnamed:
         raise KeyError(f"params of {', '.join(map(repr, unnamed))}, but the models are {', '.join(map(repr, names))}.")
-    settings = {name: _slide.plain_params((params or {}).get(name)) for name in names}
+    settings = {name: _data.plain_params((params or {}).get(name)) for name in names}
     for name, own in settings.items():
         build(name, own)
     return settings
@@ -195,25 +202,25 @@ def _splits(split: str | Iterable[str], block: float) -> dict[str, float | None]
 
 def _measured(  # noqa: PLR0917  private, called once
     adata: "AnnData",
-    places: Collection[_slide.Place],
+    places: Collection[_data.Place],
     models: Iterable[str],
     features_key: str,
     layer: str | None,
     counts_layer: str | None,
     genes: Iterable[str] | None,
-) -> evaluation.Measured:
+) -> evaluation.Dataset:
     """Read all that trials are cut from."""
     if counts_layer is not None and layer is not None:
         raise ValueError(f"layer={layer!r} beside counts_layer={counts_layer!r}: with counts, expression is made anew.")
     anew = counts_layer is not None and genes is None
-    given = _slide.genes_to_model(adata, adata.var_names if anew else genes)
+    given = _data.genes_to_model(adata, adata.var_names if anew else genes)
     counts = None if counts_layer is None else _counts(adata, counts_layer)
     look = features_key if any("features" in MODELS[name].inputs for name in models) else ""
     sections = [section_of(adata, place, look) for place in places]
     if counts is None:
-        values = [_slide.expression(adata, place.rows, given, layer) for place in places]
-        return evaluation.Measured(sections=sections, expression=values, genes=given, columns=np.arange(len(given)))
-    return evaluation.Measured(
+        values = [_data.expression(adata, place.rows, given, layer) for place in places]
+        return evaluation.Dataset(sections=sections, expression=values, genes=given, columns=np.arange(len(given)))
+    return evaluation.Dataset(
         sections=sections,
         expression=[lognorm(counts[place.rows]) for place in places],
         genes=adata.var_names.to_numpy().astype(str),
@@ -222,7 +229,7 @@ def _measured(  # noqa: PLR0917  private, called once
     )
 
 
-def _patches(pixels: Iterable[Pixels], places: Iterable[_slide.Place], model: Model) -> list[Patches]:
+def _patches(pixels: Iterable[Pixels], places: Iterable[_data.Place], model: Model) -> list[Patches]:
     """Give a model that reads pixels those of each section."""
     return [each.around(place.xy, model) for each, place in zip(pixels, places, strict=True)]
 

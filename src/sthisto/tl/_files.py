@@ -3,14 +3,14 @@
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from sthisto import _slide
+from sthisto import _data
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def save(
     adata: "AnnData | SpatialData", path: str | PathLike[str], *, key: str = "sthisto", table_key: str | None = None
 ) -> None:
@@ -45,10 +45,10 @@ def save(
     >>> sthisto.tl.load(path).n_vars
     60
     """
-    _slide.save_fit(_slide.read_fit(adata, key), path)
+    _data.save_fit(_data.read_fit(adata, key), path)
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def load(
     path: str | PathLike[str],
     adata: "AnnData | SpatialData | None" = None,
@@ -93,11 +93,11 @@ def load(
     >>> sthisto.tl.upsample(again, 2, progress=False).n_vars
     60
     """
-    _slide.check_key(key_added)
-    found = _slide.load_fit(path)
+    _data.check_key(key_added)
+    found = _data.load_fit(path)
     if adata is not None:
-        _slide.write_fit(adata, key_added, found)
+        _data.write_fit(adata, key_added, found)
         return None
-    empty = _slide.no_spots(found.genes)
-    _slide.write_fit(empty, key_added, found)
+    empty = _data.no_spots(found.genes)
+    _data.write_fit(empty, key_added, found)
     return empty

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto import _slide
+from sthisto import _data
 from sthisto.models import MODELS, Model, Section, reads_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-from sthisto.tl._judge import folds_of, judge
+from sthisto.tl._gene_test import folds_of, judge
 from sthisto.tl._sections import Pixels, build, section_of
-from sthisto.tl._trust import Trust
+from sthisto.tl._uncertainty import UncertaintyModel
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     adata: "AnnData | SpatialData",
     model: str = "attention",
@@ -31,7 +31,7 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     library_key: str | None = None,
     image: Any = None,
     params: Mapping[str, Any] | None = None,
-    judge_genes: bool = False,
+    test_genes: bool = False,
     random_state: int = 0,
     device: str | None = None,
     key_added: str = "sthisto",
@@ -68,7 +68,7 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         ``uns["spatial"]``. A path is kept as it is given; an array has to be passed again to predict.
     params
         Settings of the model; every iterative one takes ``{"epochs": n}``.
-    judge_genes
+    test_genes
         Also tell which genes to believe: fit five times more, each time without a fifth of the spots in whole blocks,
         and compare each gene with patterns as smooth as its own. Takes about five times as long as the fit alone, and
         a few seconds a section; needs features in ``obsm[features_key]``.
@@ -89,13 +89,13 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
 
     ``uns["sthisto"]["fit"][key_added]`` : the fitted model as plain arrays, its settings and its training curves
 
-    With ``judge_genes`` also, NaN for genes that are not modelled,
+    With ``test_genes`` also, NaN for genes that are not modelled,
 
     ``var["pcc_heldout"]``, ``var["pcc_heldout_std"]`` : Pearson r on spots that were left out in blocks, mean over
     sections, and its standard deviation over folds and sections
 
     ``var["pvalue_heldout"]``, ``var["qvalue_heldout"]`` : whether the look of the tissue foretells the gene better than
-    patterns of the same autocorrelation (:class:`sthisto.uncertainty.Followed`), and the same after Benjamini and
+    patterns of the same autocorrelation (:class:`sthisto.uncertainty.SurrogateTest`), and the same after Benjamini and
     Hochberg: among the genes below 0.05 at most 5 % are expected to be false. The pictures of ``pl`` warn of the others
 
     Raises
@@ -123,14 +123,14 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
     >>> adata.layers["sthisto"].shape == adata.shape
     True
     """
-    _slide.check_key(key_added)
-    settings = _slide.plain_params(params)
+    _data.check_key(key_added)
+    settings = _data.plain_params(params)
     built, spec = build(model, settings), MODELS[model]
     reads_features = "features" in spec.inputs
-    chosen = _slide.genes_to_model(adata, genes)
+    chosen = _data.genes_to_model(adata, genes)
     places = _training_places(adata, library_key, train_on)
     _refuse_few(places, model, spec.min_spots)
-    measured = [_slide.expression(adata, place.rows, chosen, layer) for place in places.values()]
+    measured = [_data.expression(adata, place.rows, chosen, layer) for place in places.values()]
     pixels = [
         Pixels.find(adata, name, place, image, features_key) if reads_pixels(model, built) else None
         for name, place in places.items()
@@ -143,25 +143,25 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         replace(section_of(adata, place, read_key, patches), expression=expression)
         for place, patches, expression in zip(places.values(), around, measured, strict=True)
     ]
-    looks = _with_looks(adata, sections, places, features_key) if judge_genes and not reads_features else sections
-    folds = folds_of(sections, random_state, spec.min_spots) if judge_genes else []
-    held_back = built.fit(sections, seed=random_state, device=device or "", progress=progress)
+    looks = _with_looks(adata, sections, places, features_key) if test_genes and not reads_features else sections
+    folds = folds_of(sections, random_state, spec.min_spots) if test_genes else []
+    held_back = built.fit(sections, random_state=random_state, device=device or "", progress=progress)
 
     def again(parts: Sequence[Section]) -> Model:
         other = build(model, settings)
-        other.fit(parts, seed=random_state, device=device or "", progress=False)
+        other.fit(parts, random_state=random_state, device=device or "", progress=False)
         return other
 
-    trust = Trust.fit(
+    trust = UncertaintyModel.fit(
         sections,
         held_back,
         with_features=reads_features,
         again=None if spec.iterative else again,
         least=spec.min_spots,
-        seed=random_state,
+        random_state=random_state,
     )
-    verdict = judge(sections, looks, folds, again=again, seed=random_state) if judge_genes else {}
-    record = _slide.Fit(
+    verdict = judge(sections, looks, folds, again=again, random_state=random_state) if test_genes else {}
+    record = _data.Fit(
         model=model,
         params=settings,
         genes=chosen,
@@ -169,35 +169,35 @@ def fit(  # noqa: PLR0913  what a fit can be told, all with defaults
         library_key=library_key or "",
         features_key=read_key,
         layer=layer or "",
-        seed=int(random_state),
+        random_state=int(random_state),
         pitch=np.array([place.pitch for place in places.values()]),
         spots=adata.obs_names[np.concatenate([place.rows for place in places.values()])].to_numpy().astype(str),
         xy=np.concatenate([place.xy for place in places.values()]),
         arrays={**built.state(), **trust.state(), **Pixels.state(pixels)},
         history=built.history,
     )
-    _slide.write_fit(adata, key_added, record)
-    _slide.write_judgement(adata, chosen, verdict)
+    _data.write_fit(adata, key_added, record)
+    _data.write_judgement(adata, chosen, verdict)
 
 
 def _training_places(
     adata: "AnnData", library_key: str | None, train_on: str | NDArray[np.bool_] | None
-) -> dict[str, _slide.Place]:
+) -> dict[str, _data.Place]:
     """Find the spots that may be learnt from, section by section."""
-    training = _slide.training_rows(adata, train_on)
-    places = {name: place.keep(training) for name, place in _slide.places(adata, library_key).items()}
+    training = _data.training_rows(adata, train_on)
+    places = {name: place.keep(training) for name, place in _data.places(adata, library_key).items()}
     return {name: place for name, place in places.items() if len(place.rows)}
 
 
 def _with_looks(
-    adata: "AnnData", sections: Sequence[Section], places: Mapping[str, _slide.Place], features_key: str
+    adata: "AnnData", sections: Sequence[Section], places: Mapping[str, _data.Place], features_key: str
 ) -> list[Section]:
     """Sections with the features that genes are judged by, of a model that reads none."""
-    looks = [_slide.features(adata, features_key, place.rows) for place in places.values()]
+    looks = [_data.features(adata, features_key, place.rows) for place in places.values()]
     return [replace(section, features=look) for section, look in zip(sections, looks, strict=True)]
 
 
-def _refuse_few(places: Mapping[str, _slide.Place], model: str, least: int) -> None:
+def _refuse_few(places: Mapping[str, _data.Place], model: str, least: int) -> None:
     n = sum(len(place.rows) for place in places.values())
     if n < least:
         raise ValueError(f"{n} training spots; model {model!r} needs at least {least}. Is train_on= right?")

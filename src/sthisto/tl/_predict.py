@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthisto import _slide
+from sthisto import _data
 from sthisto.models import Model, Section
-from sthisto.uncertainty import Looked, check_level
+from sthisto.uncertainty import Covariates, check_level
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 from sthisto.tl._sections import Pixels, restore, section_of
-from sthisto.tl._trust import Trust
+from sthisto.tl._uncertainty import UncertaintyModel
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def predict(
     adata: "AnnData | SpatialData",
     *,
@@ -64,11 +64,11 @@ def predict(
 
     ``layers[f"{key}_low"]``, ``layers[f"{key}_high"]`` : the bounds, with ``interval``
 
-    ``obs[f"{key}_far"]`` : whether a spot is far from anything seen: further from training spots than predictions were
+    ``obs[f"{key}_extrapolated"]`` : whether a spot is far from anything seen: further from training spots than predictions were
     tested at, or of a look that is unlike theirs
 
     With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``, ``layers["low"]``,
-    ``layers["high"]``, ``obs["far"]``.
+    ``layers["high"]``, ``obs["extrapolated"]``.
 
     Raises
     ------
@@ -92,14 +92,14 @@ def predict(
     """
     if interval is not None:
         check_level(interval)
-    found = _slide.read_fit(adata if reference is None else reference, key)
-    fitted, trust = restore(found), Trust.restore(found)
+    found = _data.read_fit(adata if reference is None else reference, key)
+    fitted, trust = restore(found), UncertaintyModel.restore(found)
     if reference is None:
-        _slide.gene_columns(adata, found.genes)
-        places = _slide.fitted_places(adata, found)
+        _data.gene_columns(adata, found.genes)
+        places = _data.fitted_places(adata, found)
     else:
-        stained = _slide.places(adata, library_key)
-        places = {name: replace(place, known=_slide.UNSEEN) for name, place in stained.items()}
+        stained = _data.places(adata, library_key)
+        places = {name: replace(place, known=_data.UNFITTED) for name, place in stained.items()}
     mean = np.empty((adata.n_obs, len(found.genes)), dtype=np.float32)
     distance, unlike = np.empty(adata.n_obs), np.empty(adata.n_obs)
     for name, place in places.items():
@@ -107,20 +107,22 @@ def predict(
         mean[place.rows], seen = fitted.predict(section), trust.look(section)
         distance[place.rows], unlike[place.rows] = seen.distance, seen.unlike
     np.maximum(mean, 0, out=mean)
-    looked = Looked(distance, unlike)
-    layers, far = trust.layers(mean, looked, interval), trust.far(looked)
+    looked = Covariates(distance, unlike)
+    layers, extrapolated = trust.layers(mean, looked, interval), trust.extrapolated(looked)
     if reference is None:
-        _slide.write_prediction(adata, key, found.genes, mean, layers, far)
+        _data.write_prediction(adata, key, found.genes, mean, layers, extrapolated)
         return None
-    return _slide.new_slide(adata, found.genes, mean, layers, adata.obs.assign(far=far), adata.obsm["spatial"])
+    return _data.new_slide(
+        adata, found.genes, mean, layers, adata.obs.assign(extrapolated=extrapolated), adata.obsm["spatial"]
+    )
 
 
 def spots_of(  # noqa: PLR0917  shared by two
     adata: "AnnData",
-    found: _slide.Fit,
+    found: _data.Fit,
     fitted: Model,
     name: str,
-    place: _slide.Place,
+    place: _data.Place,
     image: Any,
     features_key: str | None = None,
 ) -> Section:

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sthisto import _slide, encoders, grids
+from sthisto import _data, encoders, grids
 from sthisto.encoders._encode import encode
 from sthisto.images import check_scale
 from sthisto.models import Model, Section
-from sthisto.uncertainty import Looked, check_level
+from sthisto.uncertainty import Covariates, check_level
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-from sthisto.tl._conserve import conserve as conserved
 from sthisto.tl._predict import spots_of
 from sthisto.tl._sections import Pixels, restore
-from sthisto.tl._trust import Trust
+from sthisto.tl._spot_means import match_spot_means as conserved
+from sthisto.tl._uncertainty import UncertaintyModel
 
 
-@_slide.takes_spatialdata
+@_data.accepts_spatialdata
 def upsample(  # noqa: PLR0913  all with defaults
     adata: "AnnData | SpatialData",
     grid: "int | str | grids.Lattice | ArrayLike" = 2,
@@ -33,7 +33,7 @@ def upsample(  # noqa: PLR0913  all with defaults
     max_distance: float | None = None,
     key: str = "sthisto",
     interval: float | None = None,
-    conserve: bool = False,
+    match_spot_means: bool = False,
     batch_size: int = 64,
     device: str | None = None,
     progress: bool = True,
@@ -65,7 +65,7 @@ def upsample(  # noqa: PLR0913  all with defaults
         loads it by its name.
     max_distance
         Points further than this from every spot are left out, full-resolution pixels. ``None``: for lattices, just far
-        enough that the map has no gaps between neighbouring spots; given points are all kept.
+        enough that the map has no gaps between neighboring spots; given points are all kept.
     key
         Name of the fit.
     interval
@@ -92,7 +92,7 @@ def upsample(  # noqa: PLR0913  all with defaults
     and ``layers["high"]``; ``obsm["spatial"]`` full-resolution pixels; ``obs["array_row"]``,
     ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
     ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot sits there;
-    ``obs["far"]``, whether the point is far from anything seen, in place or look (as in :func:`predict`);
+    ``obs["extrapolated"]``, whether the point is far from anything seen, in place or look (as in :func:`predict`);
     ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
     ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
 
@@ -126,9 +126,9 @@ def upsample(  # noqa: PLR0913  all with defaults
     """
     if interval is not None:
         check_level(interval)
-    found = _slide.read_fit(adata, key)
-    fitted, trust = restore(found), Trust.restore(found)
-    places = _slide.fitted_places(adata, found)
+    found = _data.read_fit(adata, key)
+    fitted, trust = restore(found), UncertaintyModel.restore(found)
+    places = _data.fitted_places(adata, found)
     if len(places) > 1 and not isinstance(grid, int | np.integer):
         raise ValueError(f"points lie in one section, but adata holds {len(places)} ({', '.join(places)}): pass one.")
     laid = {name: _lay(grid, place, max_distance) for name, place in places.items()}
@@ -143,23 +143,23 @@ def upsample(  # noqa: PLR0913  all with defaults
     for (name, points), look in zip(laid.items(), looks, strict=True):
         section = _points(adata, found, fitted, name, places[name], points, look, image)
         means.append(np.maximum(fitted.predict(section), 0))
-        if conserve:
+        if match_spot_means:
             means[-1] = _conserved(adata, found, fitted, name, places[name], points.xy, means[-1], image)
         looked.append(trust.look(section))
-    mean, seen = np.concatenate(means), Looked.join(looked)
-    obs = _slide.points_obs(adata, found, places, laid).assign(far=trust.far(seen))
+    mean, seen = np.concatenate(means), Covariates.join(looked)
+    obs = _data.points_obs(adata, found, places, laid).assign(extrapolated=trust.extrapolated(seen))
     xy = np.concatenate([points.xy for points in laid.values()])
     diameters = {name: points.pitch for name, points in laid.items()}
-    return _slide.new_slide(adata, found.genes, mean, trust.layers(mean, seen, interval), obs, xy, diameters)
+    return _data.new_slide(adata, found.genes, mean, trust.layers(mean, seen, interval), obs, xy, diameters)
 
 
 def _points(  # noqa: PLR0917  private, called once
     adata: "AnnData",
-    found: _slide.Fit,
+    found: _data.Fit,
     fitted: Model,
     name: str,
-    place: _slide.Place,
-    points: _slide.Points,
+    place: _data.Place,
+    points: _data.Points,
     look: NDArray[np.float32] | None,
     image: Any,
 ) -> Section:
@@ -173,10 +173,10 @@ def _points(  # noqa: PLR0917  private, called once
 
 def _conserved(  # noqa: PLR0917  private, called once
     adata: "AnnData",
-    found: _slide.Fit,
+    found: _data.Fit,
     fitted: Model,
     name: str,
-    place: _slide.Place,
+    place: _data.Place,
     xy: NDArray[np.float64],
     mean: NDArray[np.float32],
     image: Any,
@@ -184,11 +184,11 @@ def _conserved(  # noqa: PLR0917  private, called once
     """Dense means (m, g) of one section, corrected by what the model says of its spots."""
     spots = spots_of(adata, found, fitted, name, place, image)
     believed = np.maximum(fitted.predict(spots), 0)
-    diameter = _slide.spot_diameter(adata, name, place.pitch)
+    diameter = _data.spot_diameter(adata, name, place.pitch)
     return conserved(mean, xy, believed, place.xy, pitch=place.pitch, diameter=diameter)
 
 
-def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_distance: float | None) -> _slide.Points:
+def _lay(grid: "int | grids.Lattice | ArrayLike", place: _data.Place, max_distance: float | None) -> _data.Points:
     """Points of the grid in reach of the section's spots."""
     if isinstance(grid, int | np.integer):
         own = grids.Lattice.fit(place.xy)
@@ -202,10 +202,10 @@ def _lay(grid: "int | grids.Lattice | ArrayLike", place: _slide.Place, max_dista
     site = fine.cover(place.xy, reach if max_distance is None else max_distance)
     if not len(site):
         raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
-    return _slide.Points(fine.points(site), fine.pitch, site, spot_site)
+    return _data.Points(fine.points(site), fine.pitch, site, spot_site)
 
 
-def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float | None) -> _slide.Points:
+def _scattered(xy: NDArray[np.float64], place: _data.Place, max_distance: float | None) -> _data.Points:
     """Points as the user gave them."""
     if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
         raise ValueError(
@@ -217,20 +217,20 @@ def _scattered(xy: NDArray[np.float64], place: _slide.Place, max_distance: float
         if not len(xy):
             raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
     several = len(np.unique(xy, axis=0)) > 1
-    return _slide.Points(xy, grids.spacing(xy) if several else place.pitch)
+    return _data.Points(xy, grids.spacing(xy) if several else place.pitch)
 
 
 def _given(features: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
     """Features of the points as the user gave them, section by section."""
-    whole = _slide.finite_features(np.asarray(features, dtype=np.float32), sum(sizes), "features=")
+    whole = _data.finite_features(np.asarray(features, dtype=np.float32), sum(sizes), "features=")
     return list(np.split(whole, np.cumsum(sizes)[:-1]))
 
 
 def _looks(  # noqa: PLR0917  private, called once
     adata: "AnnData",
-    found: _slide.Fit,
-    places: Mapping[str, _slide.Place],
-    laid: Mapping[str, _slide.Points],
+    found: _data.Fit,
+    places: Mapping[str, _data.Place],
+    laid: Mapping[str, _data.Points],
     image: Any,
     encoder: str | encoders.Encoder | None,
     *,
@@ -241,13 +241,13 @@ def _looks(  # noqa: PLR0917  private, called once
     """Features of the laid points, section by section, made as those of the spots were."""
     describe = None if encoder is None else encoders.load(encoder, device=device)
     for name, points in laid.items():
-        made = _slide.description(adata, found.features_key, name, alone=not found.library_key)
+        made = _data.description(adata, found.features_key, name, alone=not found.library_key)
         if describe is None:
             describe = encoders.restore(made.encoder, device=device)
         if image is None:
-            picture = _slide.recorded_image(adata, name, made.image)
+            picture = _data.recorded_image(adata, name, made.image)
         else:
-            picture, _ = _slide.find_image(adata, name, image)
+            picture, _ = _data.find_image(adata, name, image)
         # A lattice may reach over the picture's border, the spots it was laid over may not.
         check_scale(picture, points.xy if points.site is None else places[name].xy)
         side, window = made.patch_um / made.mpp, None if made.window_um is None else made.window_um / made.mpp

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto.uncertainty._outcomes import LEVELS, Outcomes
-from sthisto.uncertainty._reach import Reach
-from sthisto.uncertainty._spread import Spread
+from sthisto.uncertainty._distance import DistanceInflation
+from sthisto.uncertainty._distribution import LEVELS, PredictiveDistribution
+from sthisto.uncertainty._trend import MeanVarianceTrend
 
 CHUNK = 2048
 
@@ -17,43 +17,43 @@ Means = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Looked:
+class Covariates:
     """What makes points hard to predict."""
 
     distance: Floats  # (m,) pitches to the nearest spot that was learnt from; infinite in a section without any
     unlike: Floats  # (m,) how unusual the tissue looks, 1 as usual
 
-    def __getitem__(self, rows: NDArray[np.intp]) -> "Looked":
-        return Looked(self.distance[rows], self.unlike[rows])
+    def __getitem__(self, rows: NDArray[np.intp]) -> "Covariates":
+        return Covariates(self.distance[rows], self.unlike[rows])
 
     @classmethod
-    def join(cls, parts: "Iterable[Looked]") -> "Looked":
+    def join(cls, parts: "Iterable[Covariates]") -> "Covariates":
         """Pool the points of several sections."""
         distance, unlike = zip(*((part.distance, part.unlike) for part in parts), strict=True)
         return cls(np.concatenate(distance), np.concatenate(unlike))
 
 
 @dataclass(frozen=True)
-class HeldBack:
+class HeldOutPredictions:
     """Spots that were predicted without having been learnt from; rows of NaN were not."""
 
     measured: Means  # (n, g)
     predicted: Means  # (n, g)
-    looked: Looked
+    looked: Covariates
 
     @classmethod
-    def join(cls, parts: "Sequence[HeldBack]") -> "HeldBack":
+    def join(cls, parts: "Sequence[HeldOutPredictions]") -> "HeldOutPredictions":
         """Pool the spots of several sections."""
         return cls(
             np.concatenate([part.measured for part in parts]),
             np.concatenate([part.predicted for part in parts]),
-            Looked.join(part.looked for part in parts),
+            Covariates.join(part.looked for part in parts),
         )
 
-    def there(self) -> "HeldBack":
+    def there(self) -> "HeldOutPredictions":
         """Only the rows that were predicted, without negative values: predictions have none."""
         rows = np.flatnonzero(np.isfinite(self.predicted).all(axis=1))
-        return HeldBack(self.measured[rows], np.maximum(self.predicted[rows], 0), self.looked[rows])
+        return HeldOutPredictions(self.measured[rows], np.maximum(self.predicted[rows], 0), self.looked[rows])
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class Calibration:
     --------
     >>> rng = np.random.default_rng(0)
     >>> rate = rng.uniform(0.5, 2, (300, 20)).astype(np.float32)
-    >>> near = Looked(np.ones(300), np.ones(300))
-    >>> calibration = Calibration.fit(HeldBack(rng.poisson(rate).astype(np.float32), rate, near))
+    >>> near = Covariates(np.ones(300), np.ones(300))
+    >>> calibration = Calibration.fit(HeldOutPredictions(rng.poisson(rate).astype(np.float32), rate, near))
     >>> low, high = calibration.interval(rate[:2], near[:2], 0.9)
     >>> bool((low <= rate[:2]).all() and (rate[:2] <= high).all())
     True
     """
 
-    spread: Spread
-    reach: Reach
-    outcomes: Outcomes
+    spread: MeanVarianceTrend
+    reach: DistanceInflation
+    outcomes: PredictiveDistribution
 
     @classmethod
-    def fit(cls, left_out: HeldBack, blocks: HeldBack | None = None) -> "Calibration":
-        """Learn from spots left out among their neighbours, and from others left out in whole blocks.
+    def fit(cls, left_out: HeldOutPredictions, blocks: HeldOutPredictions | None = None) -> "Calibration":
+        """Learn from spots left out among their neighbors, and from others left out in whole blocks.
 
         Without ``blocks`` nothing tells of larger distances, and the spread does not grow with them.
 
@@ -86,11 +86,11 @@ class Calibration:
         ValueError
             Fewer than two spots were held back.
         """
-        spread = Spread.fit(left_out.measured, np.maximum(left_out.predicted, 0))
+        spread = MeanVarianceTrend.fit(left_out.measured, np.maximum(left_out.predicted, 0))
         left_out = left_out.there()
         parts = [left_out] if blocks is None else [left_out, blocks.there()]
-        every = HeldBack.join(parts).looked
-        reach = Reach.fit(
+        every = HeldOutPredictions.join(parts).looked
+        reach = DistanceInflation.fit(
             np.concatenate([_squared(part, spread) for part in parts]),
             every.distance,
             every.unlike,
@@ -98,17 +98,19 @@ class Calibration:
             float(np.median(left_out.looked.distance)),
         )
         wider = np.sqrt(reach(left_out.looked.distance, left_out.looked.unlike))
-        outcomes = Outcomes.fit(left_out.measured.astype(np.float64), left_out.predicted.astype(np.float64), wider)
+        outcomes = PredictiveDistribution.fit(
+            left_out.measured.astype(np.float64), left_out.predicted.astype(np.float64), wider
+        )
         return cls(spread, reach, outcomes)
 
-    def std(self, mean: Means, looked: Looked) -> Means:
+    def std(self, mean: Means, looked: Covariates) -> Means:
         """Give the standard deviation (m, g) of a new measurement where the means (m, g) are predicted."""
         std = np.empty(mean.shape, dtype=np.float32)
         for rows, wider in self._rows(looked):
             std[rows] = self.spread(mean[rows]) * wider
         return std
 
-    def interval(self, mean: Means, looked: Looked, level: float) -> tuple[Means, Means]:
+    def interval(self, mean: Means, looked: Covariates, level: float) -> tuple[Means, Means]:
         """Give bounds (m, g) that hold a new measurement with probability ``level``, as much missing on either side.
 
         Raises
@@ -123,7 +125,7 @@ class Calibration:
                 bound[rows] = self.outcomes.quantile(p, mean[rows].astype(np.float64), wider)
         return low, high
 
-    def cumulative(self, values: Means, mean: Means, looked: Looked) -> tuple[Floats, Floats]:
+    def cumulative(self, values: Means, mean: Means, looked: Covariates) -> tuple[Floats, Floats]:
         """Give the probability (m, g) to measure less than the values, and that or less."""
         wider = np.sqrt(self.reach(looked.distance, looked.unlike))
         return self.outcomes.cumulative(values.astype(np.float64), mean.astype(np.float64), wider)
@@ -135,23 +137,25 @@ class Calibration:
     @classmethod
     def restore(cls, state: Mapping[str, NDArray[np.generic]]) -> "Calibration":
         """Undo :meth:`state`; other entries are left alone."""
-        return cls(Spread.restore(state), Reach.restore(state), Outcomes.restore(state))
+        return cls(
+            MeanVarianceTrend.restore(state), DistanceInflation.restore(state), PredictiveDistribution.restore(state)
+        )
 
-    def _rows(self, looked: Looked) -> Iterator[tuple[slice, Floats]]:
+    def _rows(self, looked: Covariates) -> Iterator[tuple[slice, Floats]]:
         """Rows, a few at a time as the steps between are in float64, and how much wider (m, g) the spread is there."""
         for start in range(0, len(looked.distance), CHUNK):
             rows = slice(start, start + CHUNK)
             yield rows, np.sqrt(self.reach(looked.distance[rows], looked.unlike[rows]))
 
 
-def _squared(part: HeldBack, spread: Spread) -> Floats:
+def _squared(part: HeldOutPredictions, spread: MeanVarianceTrend) -> Floats:
     """Squared residuals (n, g) in units of the variance; 1 where a gene has none."""
     variance = spread(part.predicted).astype(np.float64) ** 2
     squared: Floats = (part.measured - part.predicted).astype(np.float64) ** 2
     return np.divide(squared, variance, out=np.ones_like(variance), where=variance > 0)
 
 
-def _explained(left_out: HeldBack) -> Floats:
+def _explained(left_out: HeldOutPredictions) -> Floats:
     """Variance (g,) that the model explains next to measured spots, relative to what it leaves."""
     missed = ((left_out.measured - left_out.predicted) ** 2).mean(axis=0, dtype=np.float64)
     varied = left_out.measured.var(axis=0, dtype=np.float64)

@@ -1,0 +1,1 @@
+"""The other methods of the paper, each in a file of its own."""
