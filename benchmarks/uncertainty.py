@@ -1,6 +1,7 @@
 """How far the stated uncertainty and the genes called predictable can be trusted, on real sections.
 
-    python benchmarks/uncertainty.py [--data DIR] [--models attention] [--sections B4 C2] [--seeds 3] [--parts spread genes]
+    python benchmarks/uncertainty.py [--data DIR] [--models attention] [--sections B4 C2] [--seeds 3] [--parts spread
+    genes]
 
 ``spread``: half of the spots are hidden, at random and in blocks, the model is fitted on the others and asked for its
 intervals. Coverage is in percent of the hidden measurements, of all genes, of those seen in more than half of the

@@ -88,7 +88,7 @@ def generator(random_state: int) -> torch.Generator:
 
 @contextmanager
 def seeded(random_state: int, device: torch.device | None = None) -> Iterator[None]:
-    """Within, layers draw (first weights, dropout) from ``random_state``; afterwards the global state is what it was."""
+    """Within, layers draw (first weights, dropout) from ``random_state``; the global state is restored."""
     if device is None or device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would reseed the GPUs, too.

@@ -61,7 +61,8 @@ class TokenEncoder(Encoder, Protocol):
     stride: int  # pixels between neighboring tokens
 
     def tokens(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, t, t, token_dim) of the places of patches (n, input_size, input_size, 3), t = input_size // stride.
+        """Features (n, t, t, token_dim) of the places of patches (n, input_size, input_size, 3), t = input_size //
+        stride.
 
         In reading order (rows, then columns), class and register tokens left out, after the network's last norm:
         their mean over the places is what pooling="mean" gives for the patch.
@@ -130,10 +131,12 @@ def load(
         ``"bfloat16"`` or ``"float32"``. ``None`` takes bfloat16 on GPUs that compute in it, else float32.
     compile
         Compile the network (``torch.compile``): slower at first, then faster.
+
     options
         What the one encoder takes besides: ``threads`` of the hand-crafted one; ``input_size`` (pixels; needed unless timm
         made it), ``patch_um``, ``mean``, ``std`` (of colors from 0 to 1, ImageNet's where not given) and ``name`` of a
         ``torch.nn.Module``, of which a copy is taken.
+
 
     Returns
     -------

@@ -76,7 +76,7 @@ class NetworkEncoder:
         self._mean, self._std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (spec.mean, spec.std))
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, dim) float32 of RGB ``patches`` (n, input_size, input_size, 3) uint8; ValueError for another shape."""
+        """Features (n, dim) float32 of ``patches`` (n, input_size, input_size, 3) uint8; others are a ValueError."""
         return self._run(patches, lambda raw: pooled(self._backbone, raw, self.pooling), (self.dim,))
 
     def weights_bytes(self) -> bytes:
@@ -146,7 +146,7 @@ class TokenNetworkEncoder(NetworkEncoder):
         return self.shape.stride
 
     def tokens(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, t, t, token_dim) of the places of ``patches`` (n, input_size, input_size, 3), t = input_size // stride."""
+        """Features (n, t, t, token_dim) of the places of patches (n, input_size, input_size, 3), t = input_size // stride."""
         t = self.input_size // self.stride
         return self._run(patches, self._backbone.places, (t, t, self.token_dim))
 

@@ -86,7 +86,7 @@ class HandcraftedEncoder:
         self.dim = len(self.names)
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, dim) float32 of RGB ``patches`` (n, input_size, input_size, 3) uint8; ValueError for another shape."""
+        """Features (n, dim) float32 of ``patches`` (n, input_size, input_size, 3) uint8; others are a ValueError."""
         check_patches(patches, FIELD)
         features = np.empty((len(patches), self.dim), np.float32)
 

@@ -46,7 +46,8 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, input_size: int) ->
 
     Returns
     -------
-    Patches, (n, input_size, input_size, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where ``side`` at the
+    Patches, (n, input_size, input_size, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where
+    ``side`` at the
     level's scale equals ``input_size``, they are the stored pixels.
 
     Raises

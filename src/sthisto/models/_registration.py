@@ -127,7 +127,9 @@ class _Search:
 def register_sections(
     xy: Floats, z: Floats, section: NDArray[np.int64], likeness: Floats | None = None, pitch_um: Floats | None = None
 ) -> RigidTransforms:
-    """RigidTransforms of sections from pooled spots: positions (n, 2) in pitches, factors (n, f), and section numbers (n,).
+    """RigidTransforms of sections from pooled spots: positions (n, 2) in pitches, factors (n, f), and section
+    numbers (n,).
+
 
     RigidTransforms are tried in the order of ``likeness`` (s, s) of the sections; those of another ``pitch_um`` (s,), NaN where
     it is not known, are not.

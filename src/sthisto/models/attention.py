@@ -23,7 +23,8 @@ few hundred noisy spots do not carry thousands of weights.
 - Up to ``n_anchors`` spots of a section all are anchors and the solution is exact; beyond, a random choice of them
   carries the map (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
 - Each section has a solution of its own, from all of its spots and ``n_beside`` of the sections that it is kin to, so
-  that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_similarity.py): a stranger is
+  that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_similarity.py): a
+  stranger is
   hardly listened to, nor does it have a say in which heads the others take. One more solution, from a few spots of
   every section, tells sections that were only stained. Factors and loadings are each section's own, too, from the same
   spots, weighted by kinship; only the metric of looks is shared by all.

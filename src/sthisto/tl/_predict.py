@@ -64,7 +64,8 @@ def predict(
 
     ``layers[f"{key}_low"]``, ``layers[f"{key}_high"]`` : the bounds, with ``interval``
 
-    ``obs[f"{key}_extrapolated"]`` : whether a spot is far from anything seen: further from training spots than predictions were
+    ``obs[f"{key}_extrapolated"]`` : whether a spot is far from anything seen: further from training spots than
+    predictions were
     tested at, or of a look that is unlike theirs
 
     With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``, ``layers["low"]``,

@@ -1,8 +1,10 @@
 """How far a new measurement may lie from a prediction, learnt from predictions that were held back.
 
 A model's own likelihood tells of its assumptions; what it missed on spots that it had not seen tells of its errors.
-:class:`MeanVarianceTrend` has the standard deviation by gene and level, :class:`DistanceInflation` how that grows away from measured spots and
-on unusual tissue, :class:`PredictiveDistribution` the whole distribution, which is not normal: most counts are 0.
+:class:`MeanVarianceTrend` has the standard deviation by gene and level, :class:`DistanceInflation` how that grows
+away from measured spots and
+on unusual tissue, :class:`PredictiveDistribution` the whole distribution, which is not normal: most counts are
+0.
 :class:`Calibration` is the three together, :class:`NoveltyDetector` says how unusual a tissue looks. Plain arrays throughout.
 :class:`SurrogateTest` tells which genes the look of the tissue foretells better than patterns as smooth as theirs.
 """

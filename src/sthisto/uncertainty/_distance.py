@@ -1,7 +1,9 @@
 """How fast the spread grows away from measured spots, and on tissue that looks unlike any of them.
 
 Leave-one-out predictions have their neighbors one pitch away and tell nothing of larger gaps. Predictions held back in
-whole blocks do. With v the variance next to measured spots (:class:`~sthisto.uncertainty.MeanVarianceTrend`), d the distance to
+whole blocks do. With v the variance next to measured spots (:class:`~sthisto.uncertainty.MeanVarianceTrend`), d the
+distance
+to
 the nearest measured spot and u how unusual the tissue looks (:class:`~sthisto.uncertainty.NoveltyDetector`; 1 is as usual),
 
     variance = v (base + a s_g (1 - exp(-(d - near) / length)) + b (u - 1)),    d >= near, u >= 1

@@ -162,7 +162,8 @@ class THItoGeneNetwork(SectionNetwork):
 
 @dataclass(kw_only=True)
 class THItoGene(SectionRegression):
-    """Capsules, a transformer over all spots of a section and a graph, from patches of ``patch_um`` um, ``input_size`` px.
+    """Capsules, a transformer over all spots of a section and a graph, from patches of ``patch_um`` um,
+    ``input_size`` px.
 
     ``capsules`` of ``capsule_width`` describe a patch; ``depth`` blocks of ``heads`` heads, each ``head_width`` wide,
     follow, then ``graph_heads`` of ``capsule_width``; ``held_out`` is the share of spots that is not learnt from.
