@@ -11,6 +11,7 @@ from sthisto.uncertainty import (
     Calibration,
     Covariates,
     DistanceInflation,
+    FeatureStatistics,
     HeldOutPredictions,
     MeanVarianceTrend,
     NoveltyDetector,
@@ -234,6 +235,8 @@ def test_stains_differ_by_section():
     assert_allclose(known(3 * one[:20] + 40, 1), known(one[:20], 0), rtol=1e-3)
     assert known.unusual(known(3 * one[:20] + 40, 0)).all()
     assert not known.unusual(known(3 * one + 40, -1)).all()  # a new section is standardised by itself
+    statistics = FeatureStatistics.of(5 * one - 7)  # or by the statistics of its spots, whichever points are given
+    assert_allclose(known(5 * one[:20] - 7, -1, statistics=statistics), known(one[:20], 0), rtol=1e-3)
 
 
 def test_a_training_spot_is_looked_up_without_itself():

@@ -15,8 +15,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sthisto import evaluation, grids, metrics, tl
 from sthisto.cli import main
 from sthisto.evaluation import Dataset, Split, choose_genes, compare, score
-from sthisto.models import Section
-from sthisto.tl._sections import build
+from sthisto.models import Section, build
 
 COUNTS = {"counts_layer": "counts", "n_genes": 8, "device": "cpu", "progress": False}
 

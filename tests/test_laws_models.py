@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sthisto import pp, tl
 from sthisto.datasets import synthetic
-from sthisto.models import MODELS, Section
+from sthisto.models import MODELS, FeatureStatistics, Section
 from sthisto.models.baselines import stnet as pixels
 
 FIELD = 28
@@ -39,6 +39,7 @@ QUICK = {
 }
 RUN = {"random_state": 3, "device": "cpu", "progress": False}
 ITERATIVE = [name for name, spec in MODELS.items() if spec.iterative]
+NEEDS_FITTED = {"idw", "stage"}  # they read no image
 SPOTWISE = [name for name, spec in MODELS.items() if spec.context == "spot"]
 
 
@@ -105,16 +106,38 @@ def test_shapes(name):
     assert all(len(curve) == 2 and np.isfinite(curve).all() for curve in model.history.values())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_points_do_not_depend_on_each_other(name):
-    model, _ = fitted(name)
-    points = section(30, random_state=5)
+def assert_points_are_independent(model, points):
     whole = model.predict(only(points, np.arange(30)))
     assert whole.std(axis=0).max() > 1e-4  # otherwise all orders are the same
     order = np.random.default_rng(0).permutation(30)
     assert_allclose(model.predict(only(points, order)), whole[order], atol=1e-5)
     for rows in ([4], [7, 2], np.arange(10, 29)):
         assert_allclose(model.predict(only(points, rows)), whole[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_points_do_not_depend_on_each_other(name):
+    model, _ = fitted(name)
+    assert_points_are_independent(model, section(30, random_state=5))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - NEEDS_FITTED))
+def test_points_of_a_section_that_was_not_fitted_do_not_depend_on_each_other(name):
+    model, _ = fitted(name)
+    stained = section(30, "stained", random_state=5)
+    statistics = FeatureStatistics.of(3 * section(50, random_state=6).features + 1)  # of spots that are no points
+    assert_points_are_independent(model, replace(stained, feature_statistics=statistics))
+    if "features" in MODELS[name].inputs:
+        points = only(stained, np.arange(30))
+        changed = replace(points, feature_statistics=statistics)
+        assert not np.allclose(model.predict(changed), model.predict(points), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_FITTED))
+def test_models_without_image_refuse_a_section_that_was_not_fitted(name):
+    model, _ = fitted(name)
+    with pytest.raises(ValueError, match=r"'stained'.*fitted: \['a'\]"):
+        model.predict(only(section(30, "stained"), np.arange(30)))
 
 
 @pytest.fixture

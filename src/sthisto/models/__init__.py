@@ -4,88 +4,59 @@ A model learns from one or several :class:`Section` and predicts expression at t
 nothing of AnnData, keeps all it needs for prediction in :meth:`Model.state`, and is found by name in :data:`MODELS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Patches = Callable[[NDArray[np.intp]], NDArray[np.uint8]]  # rows (b,) -> patches (b, h, w, 3)
+from sthisto.models._model import Model, ModelSpec, Patches, Section
+from sthisto.uncertainty import FeatureStatistics
+
+__all__ = [
+    "MODELS",
+    "FeatureStatistics",
+    "Model",
+    "ModelSpec",
+    "Patches",
+    "Section",
+    "build",
+    "reads_pixels",
+    "restore",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One tissue section as models see it; rows are spots where ``expression`` is given, points where it is not."""
+def build(name: str, params: Mapping[str, Any] | None = None) -> Model:
+    """Make a model of the registry with its settings.
 
-    name: str
-    xy: NDArray[np.float64]  # (n, 2) in units of the spots' pitch: positions of several arrays compare
-    features: NDArray[np.float32] | None = None  # (n, d) as the encoder gave them
-    expression: NDArray[np.float32] | None = None  # (n, g) log-normalised
-    patches: Patches | None = None
-    pitch_um: float | None = None  # the unit of xy; None where it is not known
+    Raises
+    ------
+    KeyError
+        No model of that name.
+    ValueError
+        Unknown params, or values out of range.
 
-    def __len__(self) -> int:
-        return len(self.xy)
-
-    def keep(self, rows: NDArray[np.intp]) -> "Section":
-        """Only some of the rows, with all that is known of them."""
-        patches = self.patches
-        return replace(
-            self,
-            xy=self.xy[rows],
-            features=None if self.features is None else self.features[rows],
-            expression=None if self.expression is None else self.expression[rows],
-            patches=None if patches is None else lambda wanted: patches(rows[wanted]),
-        )
-
-
-class Model(Protocol):
-    """A way from image features, pixels and positions to expression.
-
-    Laws, tested for every entry of :data:`MODELS`: permuting the points permutes the prediction; a second ``fit`` with
-    the same seed gives the same bits on a CPU; ``restore(state())`` predicts the same bits; nothing but the sections
-    handed to ``fit`` reaches a prediction.
+    Examples
+    --------
+    >>> build("idw", {"n_neighbors": 8})
+    Idw(n_neighbors=8, power=2.0)
     """
-
-    history: dict[str, NDArray[np.float64]]  # curves over epochs; empty where nothing iterates
-
-    def fit(
-        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
-    ) -> list[NDArray[np.float32]]:
-        """Learn; return for each section (n, g) what the model says of each spot without having seen it.
-
-        Rows that the model cannot hold back are NaN. The spread of a new measurement is learnt from these.
-        """
-
-    def predict(self, points: Section) -> NDArray[np.float32]:
-        """Expression (m, g) at the points; ``points.name`` says which of the fitted sections they belong to."""
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """All that prediction needs, as named numeric arrays."""
-
-    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what :meth:`state` gave."""
+    if name not in MODELS:
+        raise KeyError(f"no model {name!r} (there are: {', '.join(sorted(MODELS))}).")
+    kind = MODELS[name].load()
+    known = [each.name for each in fields(kind) if each.init]  # type: ignore[arg-type]  # models are dataclasses
+    unknown = sorted(set(params or {}) - set(known))
+    if unknown:
+        raise ValueError(f"model {name!r} has no params {', '.join(unknown)} (it has: {', '.join(known)}).")
+    return kind(**(params or {}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What the registry says of a model without importing it."""
-
-    source: str  # "module:Class"; the class is a dataclass whose fields are the user's params
-    inputs: frozenset[Literal["features", "patches", "xy"]]
-    context: Literal["spot", "window", "section"]  # what one prediction looks at
-    reference: str
-    iterative: bool = False  # takes params={"epochs": n}
-    min_spots: int = 20  # below this, fit refuses
-    memorises: bool = True  # where it is iterative: can repeat twenty spots that it learns from
-
-    def load(self) -> type[Model]:
-        """Import and return the model's class."""
-        module, name = self.source.split(":")
-        model: type[Model] = getattr(import_module(module), name)
-        return model
+def restore(name: str, params: Mapping[str, Any] | None, arrays: Mapping[str, NDArray[np.generic]]) -> Model:
+    """Make a model that predicts as the one whose :meth:`Model.state` the arrays are; other arrays are ignored."""
+    model = build(name, params)
+    model.restore(arrays)
+    return model
 
 
 def reads_pixels(name: str, model: Model) -> bool:

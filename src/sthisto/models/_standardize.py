@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto.models import Section
+from sthisto.models._model import Section
+from sthisto.uncertainty import FeatureStatistics
 
 CHUNK = 2048
 
@@ -36,13 +37,14 @@ class SectionStandardizer:
         ValueError
             Two sections of one name, or a section without expression or without features that are needed.
         """
-        scalings = [scaling(features_of(section)) if with_features else np.empty((2, 0)) for section in sections]
+        nothing = FeatureStatistics(np.empty(0), np.empty(0))
+        statistics = [FeatureStatistics.of(features_of(each)) if with_features else nothing for each in sections]
         return cls(
             names_of(sections),
             np.array([len(section) for section in sections]),
             np.array([expression_of(section).mean(axis=0, dtype=np.float64) for section in sections]),
-            np.array([mean for mean, _ in scalings]),
-            np.array([scale for _, scale in scalings]),
+            np.array([each.mean for each in statistics]),
+            np.array([each.inverse_std for each in statistics]),
         )
 
     def shrunk(self, sections: Sequence[Section]) -> "SectionStandardizer":
@@ -80,29 +82,29 @@ class SectionStandardizer:
         pooled: NDArray[np.float64] = self.n_spots @ self.gene_mean / self.n_spots.sum()
         return pooled
 
-    def scaling_of(self, points: Section) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and inverse deviation (d,) for the points: their section's, or their own where it was not fitted."""
+    def statistics_of(self, points: Section) -> FeatureStatistics:
+        """Feature statistics of the fitted section, or those that a section that was not fitted brings."""
         features = features_of(points)
         if features.shape[1] != self.feature_mean.shape[1]:
             raise ValueError(
                 f"the model was fitted on {self.feature_mean.shape[1]} features and section {points.name!r} has "
-                f"{features.shape[1]}: take them with the same encoder and settings."
+                f"{features.shape[1]}: extract them with the same encoder and settings."
             )
         at = self.index(points.name)
-        return (self.feature_mean[at], self.feature_scale[at]) if at >= 0 else scaling(features)
+        if at >= 0:
+            return FeatureStatistics(self.feature_mean[at], self.feature_scale[at])
+        return points.feature_statistics or FeatureStatistics.of(features)
 
     def standardised(self, points: Section) -> NDArray[np.float64]:
-        """Features (m, d), less the mean and divided by the deviation of :meth:`scaling_of`."""
-        mean, scale = self.scaling_of(points)
-        standard: NDArray[np.float64] = (features_of(points) - mean) * scale
-        return standard
+        """Features (m, d), standardized with :meth:`statistics_of`."""
+        return self.statistics_of(points).standardize(features_of(points))
 
     def chunks(self, points: Section) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        """Rows and their standardised features, a few at a time: a dense map in float64 would not fit in memory."""
-        mean, scale = self.scaling_of(points)
+        """Rows and their standardized features, a few at a time: a dense map in float64 would not fit in memory."""
+        statistics = self.statistics_of(points)
         for start in range(0, len(points), CHUNK):
             rows = slice(start, start + CHUNK)
-            yield rows, (features_of(points)[rows] - mean) * scale
+            yield rows, statistics.standardize(features_of(points)[rows])
 
     def deviation(self, section: Section, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.float64]:
         """Expression (n, g) of one section, or of some of its spots, less its gene means."""
@@ -138,15 +140,6 @@ class SectionStandardizer:
             unpack_names(state["section_names"]),
             *(state[key] for key in ("section_spots", "gene_mean", "feature_mean", "feature_scale")),
         )
-
-
-def scaling(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and inverse standard deviation (d,) of features (n, d)."""
-    mean = features.mean(axis=0, dtype=np.float64)
-    std = features.std(axis=0, dtype=np.float64)
-    # An encoder's constant can differ in its last float32 bit; blown up to unit variance it would be noise for all.
-    varies = std > 1e-6 * np.abs(mean)
-    return mean, np.divide(1, std, out=np.zeros_like(std), where=varies)
 
 
 def names_of(sections: Sequence[Section]) -> list[str]:

@@ -40,9 +40,9 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from tqdm.auto import tqdm
 
-from sthisto.models import Section
 from sthisto.models._factors import TINY, Factors, leading, relative, spot_variance
 from sthisto.models._kernels import Heads, KernelAverage, Spots, Values
+from sthisto.models._model import Section
 from sthisto.models._registration import RigidTransforms, register_sections
 from sthisto.models._similarity import likeness, relatives, similarity, standing
 from sthisto.models._standardize import SectionStandardizer

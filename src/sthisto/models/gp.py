@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import logsumexp, softmax
 
-from sthisto.models import Section
 from sthisto.models._factors import RANK, forget
+from sthisto.models._model import Section
 from sthisto.models._standardize import SectionStandardizer
 
 LEVEL = 10.0  # c: prior variance of a section's level, wide against the unit variance of a factor

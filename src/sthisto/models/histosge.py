@@ -51,8 +51,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sthisto import _training
-from sthisto.models import Patches, Section
+from sthisto.models._model import Patches, Section
 from sthisto.models._standardize import SectionStandardizer, expression_of, features_of
+from sthisto.uncertainty import FeatureStatistics
 
 N_CODES = 512  # rows of the scripts' embeddings; one more, of zeros, stands for no position
 WAVELENGTHS = 2.0 ** np.arange(2, 10)  # pitches
@@ -210,7 +211,7 @@ class HisToSGE:
         if self._state["colored"][0]:
             if points.patches is None:
                 raise ValueError(f"the model was fitted with the spots' pixels; section {points.name!r} has no patches")
-            points = _colored([points])[0]
+            points = _colored([points], centring)[0]
         base = 0 if self._scripts else centring.mean_of(points.name).astype(np.float32)
         predicted = np.empty((len(points), centring.gene_mean.shape[1]), dtype=np.float32)
         for rows, look in centring.chunks(points):
@@ -353,15 +354,32 @@ def _sequences(n_spots: NDArray[np.int64], length: int) -> NDArray[np.intp]:
     return np.concatenate(cuts).astype(np.intp)
 
 
-def _colored(sections: Sequence[Section]) -> list[Section]:
-    """Put the mean color of each patch beside the features, where sections bring their pixels."""
+def _colored(sections: Sequence[Section], fitted: SectionStandardizer | None = None) -> list[Section]:
+    """Append the mean color of each patch to the features, where sections bring their pixels.
+
+    Colors of a section that was not fitted are standardized by the mean statistics of the fitted ones: its own spots'
+    colors are not known.
+    """
     with_pixels = [section.name for section in sections if section.patches is not None]
     if with_pixels and len(with_pixels) < len(sections):
         raise ValueError(f"of {len(sections)} sections only {with_pixels} bring pixels (patches); give all or none")
     return [
-        section if section.patches is None else replace(section, features=_with_colors(section, section.patches))
+        section
+        if section.patches is None
+        else replace(
+            section,
+            features=_with_colors(section, section.patches),
+            feature_statistics=_color_statistics(section.feature_statistics, fitted),
+        )
         for section in sections
     ]
+
+
+def _color_statistics(given: FeatureStatistics | None, fitted: SectionStandardizer | None) -> FeatureStatistics | None:
+    if given is None or fitted is None:
+        return None
+    mean, inverse_std = (table[:, -3:].mean(axis=0) for table in (fitted.feature_mean, fitted.feature_scale))
+    return FeatureStatistics(np.append(given.mean, mean), np.append(given.inverse_std, inverse_std))
 
 
 def _with_colors(section: Section, patches: Patches) -> Floats:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from sthisto.models import Section
+from sthisto.models._model import Section
 from sthisto.models._standardize import expression_of, names_of, pack_names, unpack_names
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto.models import Section
+from sthisto.models._model import Section
 from sthisto.models._standardize import SectionStandardizer
 
 RANK = 1e-10  # singular values below this share of the first are rounding noise

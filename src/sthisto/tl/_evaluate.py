@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from sthisto import _data, evaluation, grids
 from sthisto.metrics import lognorm
-from sthisto.models import MODELS, Model, Patches, Section, reads_pixels
+from sthisto.models import MODELS, Model, Patches, Section, build, reads_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-from sthisto.tl._sections import Pixels, build, section_of
+from sthisto.tl._sections import Pixels, section_of
 
 
 @_data.accepts_spatialdata

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto import _data
-from sthisto.models import MODELS, Model, Section, reads_pixels
+from sthisto.models import MODELS, Model, Section, build, reads_pixels
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 from sthisto.tl._gene_test import folds_of, judge
-from sthisto.tl._sections import Pixels, build, section_of
+from sthisto.tl._sections import Pixels, section_of
 from sthisto.tl._uncertainty import UncertaintyModel
 
 

@@ -1,15 +1,14 @@
 """Sections and models as the verbs put them together."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto import _data
+from sthisto import _data, models
 from sthisto.images import Image, check_scale, sample_patches
-from sthisto.models import MODELS, Model, Patches, Section
+from sthisto.models import Model, Patches, Section
 from sthisto.models._standardize import pack_names, unpack_names
 
 if TYPE_CHECKING:
@@ -89,19 +88,5 @@ def _pitch_um(adata: "AnnData", place: _data.Place, features_key: str) -> float 
         return None
 
 
-def build(model: str, params: Mapping[str, Any] | None) -> Model:
-    """Make the model with its settings."""
-    if model not in MODELS:
-        raise KeyError(f"no model {model!r} (there are: {', '.join(sorted(MODELS))}).")
-    kind = MODELS[model].load()
-    known = [field.name for field in fields(kind) if field.init]  # type: ignore[arg-type]  # models are dataclasses
-    unknown = sorted(set(params or {}) - set(known))
-    if unknown:
-        raise ValueError(f"model {model!r} has no params {', '.join(unknown)} (it has: {', '.join(known)}).")
-    return kind(**(params or {}))
-
-
 def restore(found: _data.Fit) -> Model:
-    built = build(found.model, found.params)
-    built.restore(found.arrays)
-    return built
+    return models.restore(found.model, found.params, found.arrays)

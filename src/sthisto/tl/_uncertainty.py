@@ -170,7 +170,9 @@ def _block(section: Section, random_state: int) -> NDArray[np.bool_]:
 
 
 def _unlike(familiar: NoveltyDetector | None, points: Section, at: int, *, seen: bool = False) -> Floats:
-    return np.ones(len(points)) if familiar is None else familiar(features_of(points), at, seen=seen)
+    if familiar is None:
+        return np.ones(len(points))
+    return familiar(features_of(points), at, seen=seen, statistics=points.feature_statistics)
 
 
 def _enough(predicted: Means, most: int, random_state: int) -> NDArray[np.intp]:

@@ -9,6 +9,7 @@ conformal p-value below .01; Laxhammar and Falkman 2010, doi:10.1145/1833280.183
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,38 @@ USUAL = 0.99  # share of the training spots that are not unusual
 CHUNK = 1024
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Mean and inverse standard deviation of one section's image features, by which they are standardized.
+
+    Attributes
+    ----------
+    mean
+        Mean (d,) of each feature.
+    inverse_std
+        Inverse standard deviation (d,), 0 where a feature is constant.
+
+    Examples
+    --------
+    >>> FeatureStatistics.of(np.array([[1, 5], [3, 5]], dtype=np.float32)).standardize(np.array([[4.0, 5.0]]))
+    array([[2., 0.]])
+    """
+
+    mean: Floats
+    inverse_std: Floats
+
+    @classmethod
+    def of(cls, features: NDArray[np.float32]) -> "FeatureStatistics":
+        """Statistics of features (n, d); a constant that differs in its last bit only counts as constant."""
+        mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+        return cls(mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-6 * np.abs(mean)))
+
+    def standardize(self, features: NDArray[Any]) -> Floats:
+        """Features (m, d), less the mean and divided by the standard deviation."""
+        standard: Floats = (features - self.mean) * self.inverse_std
+        return standard
 
 
 @dataclass(frozen=True)
@@ -46,12 +79,11 @@ class NoveltyDetector:
     @classmethod
     def fit(cls, features: Sequence[NDArray[np.float32]], *, random_state: int) -> "NoveltyDetector":
         """Take up the features (n, d) of the training spots, section by section."""
-        scalings, random = [_scaling(part) for part in features], np.random.default_rng(random_state)
+        statistics, random = [FeatureStatistics.of(part) for part in features], np.random.default_rng(random_state)
         most = -(-MOST_SPOTS // len(features))
         parts = []
-        for part, (mean, scale) in zip(features, scalings, strict=True):
-            chosen = np.sort(random.permutation(len(part))[:most])
-            parts.append((part[chosen] - mean) * scale)
+        for part, of_section in zip(features, statistics, strict=True):
+            parts.append(of_section.standardize(part[np.sort(random.permutation(len(part))[:most])]))
         standard = np.concatenate(parts)
         # Contiguous, as it comes back from a file: another memory layout can change the last bit of a product.
         axes = np.ascontiguousarray(np.linalg.eigh(standard.T @ standard)[1][:, : -COMPONENTS - 1 : -1])
@@ -59,10 +91,17 @@ class NoveltyDetector:
         distance = _distance(looks, looks, skip=1)
         usual = float(np.median(distance)) or 1.0
         limit = float(np.quantile(distance, USUAL, method="higher")) / usual
-        means, scales = (np.array(each) for each in zip(*scalings, strict=True))
+        means, scales = (np.array([getattr(each, name) for each in statistics]) for name in ("mean", "inverse_std"))
         return cls(means, scales, axes, looks, usual, limit)
 
-    def __call__(self, features: NDArray[np.float32], section: int, *, seen: bool = False) -> Floats:
+    def __call__(
+        self,
+        features: NDArray[np.float32],
+        section: int,
+        *,
+        seen: bool = False,
+        statistics: FeatureStatistics | None = None,
+    ) -> Floats:
         """Give how unlike (m,) points look, 1 as usual.
 
         Parameters
@@ -70,15 +109,20 @@ class NoveltyDetector:
         features
             (m, d).
         section
-            Which of the fitted sections they lie in; -1 for another, which is standardised by these features.
+            Index of the fitted section that the points belong to; -1 for a section that was not fitted.
         seen
             They are training spots, to be looked up without themselves.
+        statistics
+            Statistics of a section that was not fitted, from its own spots; ``None`` takes those of ``features``.
         """
-        mean, scale = (self.mean[section], self.scale[section]) if section >= 0 else _scaling(features)
+        if section >= 0:
+            statistics = FeatureStatistics(self.mean[section], self.scale[section])
+        elif statistics is None:
+            statistics = FeatureStatistics.of(features)
         unlike = np.empty(len(features))
         for start in range(0, len(features), CHUNK):
             rows = slice(start, start + CHUNK)
-            unlike[rows] = _distance((features[rows] - mean) * scale @ self.axes, self.looks, skip=int(seen))
+            unlike[rows] = _distance(statistics.standardize(features[rows]) @ self.axes, self.looks, skip=int(seen))
         return unlike / self.usual
 
     def unusual(self, unlike: Floats) -> NDArray[np.bool_]:
@@ -105,9 +149,3 @@ def _distance(looks: Floats, known: Floats, skip: int) -> Floats:
     near = np.sort(np.partition(cdist(looks, known), last, axis=1)[:, : last + 1], axis=1)[:, skip:]
     mean: Floats = near.mean(axis=1)
     return mean
-
-
-def _scaling(features: NDArray[np.float32]) -> tuple[Floats, Floats]:
-    """Mean and inverse deviation (d,); constants that differ in their last bit are constants."""
-    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-    return mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-6 * np.abs(mean))

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sthisto._training import Schedule, from_arrays, in_batches, pick_device, seeded, to_arrays, train
-from sthisto.models import Section
+from sthisto.models._model import Section
 from sthisto.models._standardize import SectionStandardizer, expression_of
 from sthisto.models.baselines.stnet import hold_back, part, patches_of
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sthisto import _training
-from sthisto.models import Section
+from sthisto.models._model import Section
 from sthisto.models._standardize import expression_of, names_of, pack_names, unpack_names
 
 WIDTHS = (1000, 500, 50, 10, 2)

@@ -44,7 +44,7 @@ from sthisto._training import (
     to_arrays,
     train,
 )
-from sthisto.models import Section
+from sthisto.models._model import Section
 from sthisto.models._standardize import SectionStandardizer, expression_of
 
 SYMMETRIES = 8  # of the square: four quarter turns, each also mirrored
