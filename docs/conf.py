@@ -1,13 +1,19 @@
-"""How the pages are built: ``sphinx-build -n -W -b html docs docs/_build/html``.
+"""Configuration of the documentation: ``sphinx-build -n -W -b html docs docs/_build/html``.
 
 With ``STHISTO_DOCS_OFFLINE=1`` nothing is fetched: names of other packages are not linked.
 """
 
 import contextlib
+import importlib
+import inspect
 import io
 import os
+import re
 import shutil
 from pathlib import Path
+
+import latex2mathml.converter
+from docutils import nodes
 
 import sthisto
 from sthisto.cli._options import parser
@@ -16,7 +22,7 @@ from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
 
 HERE = Path(__file__).parent
-os.environ["COLUMNS"], os.environ["NO_COLOR"] = "88", "1"  # of the help texts
+os.environ["COLUMNS"], os.environ["NO_COLOR"] = "79", "1"  # help texts that fit the text column
 
 project, author, copyright = "sthisto", "The sthisto developers", "The sthisto developers"
 version = release = sthisto.__version__
@@ -26,7 +32,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
@@ -36,10 +41,11 @@ nitpicky = True
 exclude_patterns = ["_build", "examples", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 suppress_warnings = ["toc.empty_glob"]  # a checkout without tutorials
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # tests run the tutorials; what they printed is kept in them
+nb_execution_mode = "off"  # the tests run the tutorials; outputs are stored in them
 nb_merge_streams = True
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "alpha"
@@ -69,7 +75,7 @@ OTHERS = {
 offline = bool(os.environ.get("STHISTO_DOCS_OFFLINE"))
 intersphinx_mapping = {} if offline else {name: (url, None) for name, url in OTHERS.items()}
 nitpick_ignore_regex = [
-    # types of other packages, by the short names that signatures show; names of this one have to be found
+    # types of other packages, by the short names in signatures; names of this package have to resolve
     (r"py:.*", rf"({'|'.join(OTHERS)}|np|npt|nn|pd|plt|collections|typing|pathlib|os|dataclasses|PIL)(\..*)?"),
     (r"py:.*", r"(Any|ArrayLike|Axes|Callable|DataFrame|Figure|Generator|Index|Iterable|Iterator|Literal|Mapping)"),
     (r"py:.*", r"(NDArray|AnnData|SpatialData|Path|PathLike|Picture|Protocol|Self|Sequence|Series|Tensor|TypeAlias)"),
@@ -86,7 +92,7 @@ html_theme_options = {"navigation_with_keys": False, "show_navbar_depth": 1, "sh
 
 
 def copy_tutorials(_app: object) -> None:
-    """Copy the notebooks, which live beside the package where people look, to below this folder, as pages need."""
+    """Copy the notebooks below this folder, where Sphinx expects pages."""
     shutil.rmtree(HERE / "tutorials", ignore_errors=True)
     notebooks = sorted((HERE.parent / "tutorials").glob("*.ipynb"))
     (HERE / "tutorials").mkdir()
@@ -95,8 +101,8 @@ def copy_tutorials(_app: object) -> None:
 
 
 def write_help(_app: object) -> None:
-    """Keep what every command says of itself now."""
-    shutil.rmtree(HERE / "generated", ignore_errors=True)  # pages of names that are gone
+    """Write what every command prints with ``--help``."""
+    shutil.rmtree(HERE / "generated", ignore_errors=True)  # pages of names that no longer exist
     folder = HERE / "generated" / "cli"
     folder.mkdir(parents=True)
     whole = parser()
@@ -107,30 +113,86 @@ def write_help(_app: object) -> None:
         (folder / f"{name}.txt").write_text(text.getvalue())
 
 
+def write_table(name: str, columns: list[str], rows: list[tuple[object, ...]]) -> None:
+    """Write a Markdown table for inclusion in a page."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    text = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    (HERE / "generated" / f"{name}.txt").write_text(text + "\n")
+
+
 def write_registries(_app: object) -> None:
-    """Make tables of what is found by name, from the registries themselves."""
-    models = [
-        f"| `{name}` | {', '.join(sorted(spec.inputs))} | {spec.context} | {'yes' if spec.iterative else 'no'} "
-        f"| {spec.reference} |"
-        for name, spec in MODELS.items()
-    ]
-    head = "| name | reads | context | epochs | reference |\n|---|---|---|---|---|\n"
-    (HERE / "generated" / "models.txt").write_text(head + "\n".join(models) + "\n")
-    methods = [
-        f"| `{name}` | {'yes' if spec.spatial else 'no'} | {spec.clusters} | {spec.reference} |"
-        for name, spec in METHODS.items()
-    ]
-    head = "| name | looks at positions | clusters | reference |\n|---|---|---|---|\n"
-    (HERE / "generated" / "methods.txt").write_text(head + "\n".join(methods) + "\n")
-    encoders = [
-        f"| `{name}` | {spec.weights or 'none'} | {'yes' if spec.gated else 'no'} | {spec.license} | {spec.dim} "
-        f"| {spec.field} px, {spec.patch_um:g} um | {spec.reference} |"
-        for name, spec in ENCODERS.items()
-    ]
-    head = "| name | weights on the Hub | gated | license | features | input | reference |\n"
-    (HERE / "generated" / "encoders.txt").write_text(
-        head + "|---|---|---|---|---|---|---|\n" + "\n".join(encoders) + "\n"
+    """Write tables of models, domain methods and encoders from their registries, and a page per model."""
+    write_table(
+        "models",
+        ["name", "inputs", "context", "iterative", "reference"],
+        [
+            (
+                f"{{doc}}`{name} <../generated/model_{name}>`",
+                ", ".join(sorted(spec.inputs)),
+                spec.context,
+                "yes" if spec.iterative else "no",
+                spec.reference,
+            )
+            for name, spec in MODELS.items()
+        ],
     )
+    write_table(
+        "methods",
+        ["name", "uses positions", "clustering", "reference"],
+        [
+            (f"`{name}`", "yes" if spec.spatial else "no", spec.clusters, spec.reference)
+            for name, spec in METHODS.items()
+        ],
+    )
+    write_table(
+        "encoders",
+        ["name", "weights on the Hub", "gated", "license", "features", "input", "reference"],
+        [
+            (
+                f"`{name}`",
+                spec.weights or "none",
+                "yes" if spec.gated else "no",
+                spec.license,
+                spec.dim,
+                f"{spec.input_size} px, {spec.patch_um:g} µm",
+                spec.reference,
+            )
+            for name, spec in ENCODERS.items()
+        ],
+    )
+    for name, spec in MODELS.items():
+        (HERE / "generated" / f"model_{name}.md").write_text(model_page(name, *spec.source.split(":")))
+
+
+def model_page(name: str, module: str, model: str) -> str:
+    """Page of a model: the docstring of its module, with equations verbatim, and its settings."""
+    title, _, body = inspect.cleandoc(importlib.import_module(module).__doc__ or name).partition("\n")
+    blocks = []
+    for block in re.split(r"\n\s*\n", body.strip("\n")):
+        if block.startswith("    "):
+            blocks.append("```text\n" + inspect.cleandoc(block) + "\n```")
+        else:
+            prose = re.sub(r":(\w+):`", r"{\1}`", block.replace("``", "`"))
+            blocks.append(re.sub(r"(?<![`\w])([*~|<])", r"\\\1", prose))
+    settings = f"```{{eval-rst}}\n.. autoclass:: {module}.{model}\n   :no-members:\n```"
+    return "\n\n".join(["---\norphan: true\n---", f"# Model: `{name}`", title, *blocks, "## Settings", settings]) + "\n"
+
+
+PROSE = "prose"  # stands for the type of a Returns section without one
+
+
+def mark_prose(_app: object, what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Keep napoleon from parsing prose under Returns as a type: types are in the signature already."""
+    text = "\n".join(lines)
+    section = re.search(r"(?m)^(?:Returns|Yields)\n-+\n((?:\S.*(?:\n|\Z))+)(?! )", text)
+    if what in {"function", "method"} and section:
+        prose = "".join(f"    {line}\n" for line in section[1].splitlines())
+        lines[:] = (text[: section.start(1)] + f"{PROSE}\n{prose}" + text[section.end(1) :]).split("\n")
+
+
+def unmark_prose(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Remove the mark that :func:`mark_prose` set."""
+    lines[:] = [line.replace(f"*{PROSE}* -- ", "") for line in lines]
 
 
 class Properties:
@@ -140,20 +202,43 @@ class Properties:
         self.lines: list[str] = []
 
     def keep(self, _app: object, what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
-        """Remember the lines before napoleon."""
+        """Store the lines before napoleon."""
         self.lines = list(lines) if what == "property" else []
 
     def restore(self, _app: object, what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
-        """Put them back after it."""
+        """Restore them after it."""
         if what == "property":
             lines[:] = self.lines
 
 
+def mathml(latex: str, display: str) -> str:
+    """Convert LaTeX to MathML, which browsers render without a script and offline."""
+    latex = latex.replace(r"\!", "")  # a negative space
+    if "&" in latex:
+        raise ValueError(f"aligned equations are not supported, write several: {latex}")
+    return latex2mathml.converter.convert(latex, display=display)
+
+
+def write_inline(writer: object, node: object) -> None:
+    """Render a formula in running text."""
+    writer.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def write_block(writer: object, node: object) -> None:
+    """Render a formula on a line of its own."""
+    writer.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app: object) -> None:
-    """Make the pages that are not written by hand."""
-    app.connect("builder-inited", copy_tutorials, priority=100)  # before autosummary looks for pages
+    """Generate the pages that are not written by hand."""
+    app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
+    app.connect("builder-inited", copy_tutorials, priority=100)  # before autosummary collects pages
     app.connect("builder-inited", write_help, priority=100)
     app.connect("builder-inited", write_registries, priority=101)
+    app.connect("autodoc-process-docstring", mark_prose, priority=300)
+    app.connect("autodoc-process-docstring", unmark_prose, priority=700)
     properties = Properties()
     app.connect("autodoc-process-docstring", properties.keep, priority=400)
     app.connect("autodoc-process-docstring", properties.restore, priority=600)
