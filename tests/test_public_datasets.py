@@ -391,3 +391,24 @@ class _Bar:
 
     def update(self, n):
         assert n > 0
+
+
+def test_olfactory_bulb_reads_the_selected_spots(tmp_path):
+    home = tmp_path / "olfactory_bulb"
+    home.mkdir()
+    (home / "MOB1.tsv").write_text("\tgene_a\tgene_b\n3x5\t1\t0\n4x6\t2\t8\n5x7\t9\t9\n")
+    header = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+    rows = "5\t7\t5\t7\t50\t70\t0\n4\t6\t4\t6\t41\t60.5\t1\n3\t5\t3\t5\t30\t50\t1\n9\t9\t9\t9\t9\t9\t1\n"
+    (home / "alignment_table_MOB1.tsv").write_text(header + rows)
+    Image.fromarray(np.full((80, 60, 3), 200, np.uint8)).save(home / "MOB1.jpg")
+    adata = sthisto.datasets.olfactory_bulb("MOB1", folder=tmp_path)
+    assert list(adata.obs_names) == ["4x6", "3x5"]  # not selected, or without counts: left out
+    np.testing.assert_array_equal(adata.layers["counts"].toarray(), [[2, 8], [1, 0]])
+    np.testing.assert_allclose(adata.X.toarray(), np.log1p([[2000, 8000], [10000, 0]]))
+    np.testing.assert_array_equal(adata.obsm["spatial"], [[41, 60.5], [30, 50]])
+    assert adata.uns["spatial"]["MOB1"]["images"]["hires"].shape == (80, 60, 3)
+
+
+def test_olfactory_bulb_names_the_sections_it_has():
+    with pytest.raises(KeyError, match="MOB1, MOB2"):
+        sthisto.datasets.olfactory_bulb("MOB9")

@@ -12,16 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 
 from sthisto.datasets._download import data_folder, fetch
 from sthisto.images import open_image
 
-__all__ = ["breast_cancer", "breast_dcis", "dlpfc", "mouse_brain"]
+__all__ = ["breast_cancer", "breast_dcis", "dlpfc", "mouse_brain", "olfactory_bulb"]
 
 SPATIAL_LIBD = "https://spatial-dlpfc.s3.us-east-2.amazonaws.com"
 HUMAN_PILOT = "https://raw.githubusercontent.com/LieberInstitute/HumanPilot/master/10X"
+ST_UTILITY = (
+    "https://raw.githubusercontent.com/jbergenstrahle/STUtility/9a8f421499e58b13340ee386db07b0eba923c88c"
+    "/inst/extdata/counts"
+)
 TEN_X = "https://exampledata.scverse.org/squidpy/10x_genomics"  # where squidpy.datasets.visium has them
 COUNTS, IMAGE, ARCHIVE = "filtered_feature_bc_matrix.h5", "image.tif", "spatial.tar.gz"
 POSITIONS, SCALES = "spatial/tissue_positions_list.csv", "spatial/scalefactors_json.json"
@@ -52,6 +58,18 @@ class _Files:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
+BULBS = {
+    "MOB1": {
+        "MOB1.tsv": "82c0691f800355369fd8a72ff44ba1e3112d4e44a790f490a9fa267876a9352e",
+        "MOB1.jpg": "c1c292187221bab077ac1b15e95cf665db35684c98d6193af56d2e8b7772fe20",
+        "alignment_table_MOB1.tsv": "91ade06cf93bc0b3cd728846c34e310a8365200d1ad33498e6a0eb6951a92164",
+    },
+    "MOB2": {
+        "MOB2.tsv": "449dcc351ede5c63f9afe313479dbb830ba32c6e86b56b258276304102d1f7e9",
+        "MOB2.jpg": "1079fe52f600ec212a6a59cef76b8697fcd776d0cdb10461ad3bb738eaa5c0b6",
+        "alignment_table_MOB2.tsv": "6d86b226386b0a08f825b3bff4b5c359f00fd52d3f53d77db0376b0f7e0ec30d",
+    },
+}
 MOUSE_BRAIN = "V1_Adult_Mouse_Brain"
 BREAST_CANCER = "V1_Breast_Cancer_Block_A_Section_1"
 BREAST_DCIS = "Visium_FFPE_Human_Breast_Cancer"
@@ -273,6 +291,76 @@ def breast_dcis(
     >>> adata = sthisto.datasets.breast_dcis()  # doctest: +SKIP
     """
     return _ten_x(BREAST_DCIS, fullres=fullres, folder=folder, base_url=base_url, progress=progress)
+
+
+def olfactory_bulb(
+    section: str = "MOB1",
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    base_url: str | None = None,
+    progress: bool = True,
+) -> AnnData:
+    """Load a section of a mouse olfactory bulb (Spatial Transcriptomics array, 200 um pitch).
+
+    Two serial sections, small enough (4.3 MB each) for tutorials and tests of several sections.
+
+    Parameters
+    ----------
+    section
+        ``"MOB1"`` (379 spots) or ``"MOB2"`` (407 spots).
+    folder, base_url, progress
+        As in :func:`dlpfc`.
+
+    Returns
+    -------
+    ``X``
+        (n, 1 000) CSR float32, log1p of counts per 10 000; ``layers["counts"]`` the counts
+    ``obs``
+        ``array_row``, ``array_col``
+    ``obsm["spatial"]``
+        (n, 2) pixels of the image, x then y
+    ``uns["spatial"][section]``
+        the image (1 905 x 1 905 px) as ``hires``, and its scale factors
+
+    Raises
+    ------
+    KeyError
+        No such section.
+    ConnectionError, OSError, ValueError
+        As in :func:`dlpfc`.
+
+    References
+    ----------
+    Stahl et al., Visualization and analysis of gene expression in tissue sections by spatial transcriptomics, Science
+    353 (2016), as distributed by jbergenstrahle/STUtility (MIT).
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> adata = sthisto.datasets.olfactory_bulb("MOB1")  # doctest: +SKIP
+    >>> sthisto.pp.extract_features(adata, pitch_um=200)  # doctest: +SKIP
+    """
+    if section not in BULBS:
+        raise KeyError(f"no section {section!r} of the olfactory bulb (available: {', '.join(BULBS)}).")
+    home = data_folder(folder) / "olfactory_bulb"
+    counts, image, positions = (
+        fetch(_mirrored(f"{ST_UTILITY}/{file}", base_url), home / file, sha256=sha256, progress=progress)
+        for file, sha256 in BULBS[section].items()
+    )
+    table = pd.read_csv(counts, sep="\t", index_col=0)
+    spots = pd.read_csv(positions, sep="\t").query("selected == 1")
+    spots.index = pd.Index(spots["x"].astype(str) + "x" + spots["y"].astype(str))
+    spots = spots[spots.index.isin(table.index)]
+    adata = AnnData(
+        csr_matrix(table.loc[spots.index].to_numpy(np.float32)),
+        obs=spots[["y", "x"]].set_axis(["array_row", "array_col"], axis=1),
+        var=pd.DataFrame(index=table.columns),
+        obsm={"spatial": spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)},
+    )
+    pixels, _ = open_image(image).thumbnail(max_side=2000)
+    entry = {"images": {"hires": pixels}, "scalefactors": {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 15.9}}
+    adata.uns["spatial"] = {section: entry}
+    return _normalised(adata)
 
 
 def _ten_x(
