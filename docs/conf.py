@@ -88,7 +88,12 @@ html_theme = "sphinx_book_theme"
 html_title = "sthisto"
 html_static_path = ["_static"]
 html_css_files = ["page.css"]
-html_theme_options = {"navigation_with_keys": False, "show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # one search field, that of the sidebar
+}
 
 
 def copy_tutorials(_app: object) -> None:
@@ -146,16 +151,15 @@ def write_registries(_app: object) -> None:
     )
     write_table(
         "encoders",
-        ["name", "weights on the Hub", "gated", "license", "features", "input", "reference"],
+        ["name", "weights on the Hub", "gated", "license", "features", "input"],
         [
             (
                 f"`{name}`",
-                spec.weights or "none",
+                (spec.weights or "none").replace("_", "_<wbr>"),  # may break there: some are long
                 "yes" if spec.gated else "no",
                 spec.license,
                 spec.dim,
                 f"{spec.input_size} px, {spec.patch_um:g} µm",
-                spec.reference,
             )
             for name, spec in ENCODERS.items()
         ],
@@ -227,7 +231,7 @@ def write_inline(writer: object, node: object) -> None:
 
 def write_block(writer: object, node: object) -> None:
     """Render a formula on a line of its own."""
-    writer.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>\n')
+    writer.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>\n')
     raise nodes.SkipNode
 
 
