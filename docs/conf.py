@@ -188,10 +188,14 @@ PROSE = "prose"  # stands for the type of a Returns section without one
 def mark_prose(_app: object, what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
     """Keep napoleon from parsing prose under Returns as a type: types are in the signature already."""
     text = "\n".join(lines)
-    section = re.search(r"(?m)^(?:Returns|Yields)\n-+\n((?:\S.*(?:\n|\Z))+)(?! )", text)
-    if what in {"function", "method"} and section:
-        prose = "".join(f"    {line}\n" for line in section[1].splitlines())
-        lines[:] = (text[: section.start(1)] + f"{PROSE}\n{prose}" + text[section.end(1) :]).split("\n")
+    section = re.search(r"(?ms)^(?:Returns|Yields)\n-+\n(.*?)(?=^\S[^\n]*\n-{3,}$|\Z)", text)
+    if what in {"function", "method"} and section and not re.search(r"(?m)^ +\S", section[1]):
+        paragraphs = [
+            "- " + block.replace(" : ", ": ").replace("\n", "\n  ") if re.match(r"``[^:]* : ", block) else block
+            for block in re.split(r"\n{2,}", section[1].strip())
+        ]
+        prose = "\n".join(f"    {line}".rstrip() for line in "\n\n".join(paragraphs).split("\n"))
+        lines[:] = f"{text[: section.start(1)]}{PROSE}\n{prose}\n\n{text[section.end() :]}".split("\n")
 
 
 def unmark_prose(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
