@@ -29,8 +29,7 @@ from sections_data import DATA, SECTIONS
 
 import sthisto
 from sthisto import encoders, grids
-from sthisto.encoders._dense import DenseTiles, Tiling
-from sthisto.encoders._encode import encode
+from sthisto.encoders._encode import DenseTiles, Tiling, encode
 from sthisto.images import Image, open_image, sample_patches
 
 NETWORKS = {"ViT-S/16": "vit_small_patch16_224", "ViT-L/16": "vit_large_patch16_224"}  # kaiko-s16's and uni's
@@ -185,9 +184,9 @@ def passes(options: argparse.Namespace) -> None:
         work = DenseTiles(image, xy, Tiling(112 / mpp, 56 / mpp, encoder.input_size, encoder.stride), encoder, batch)
         features = np.zeros((len(xy), encoder.token_dim), np.float32)
         seconds = timed(lambda: list(work.steps(features, 0)))  # noqa: B023
-        count = work.total - work.glass
+        count = work.total - work.n_background
         print(
-            f"| {name} | {len(xy)} | {work.total} | {work.glass} | {count / len(xy):.4f} = 1/{len(xy) / count:.1f} "
+            f"| {name} | {len(xy)} | {work.total} | {work.n_background} | {count / len(xy):.4f} = 1/{len(xy) / count:.1f} "
             f"| {seconds:.0f} | {each * len(xy):.0f} (from {len(some)} points, {each * len(some):.0f} s) |",
             flush=True,
         )
@@ -204,7 +203,7 @@ def _square(spots: NDArray[np.float64], apart: float, reach: float) -> NDArray[n
 
 
 def agreement(options: argparse.Namespace) -> None:
-    """Compare with the mean of the places of a patch, at the centres of tiles and elsewhere."""
+    """Compare with the mean of the places of a patch, at the centers of tiles and elsewhere."""
     adata, image, mpp = section(options.data)
     spots = np.asarray(adata.obsm["spatial"], float)
     side, batch = 112 / mpp, BATCH[options.device.split(":")[0]]
@@ -212,10 +211,10 @@ def agreement(options: argparse.Namespace) -> None:
     print(
         f"| points | tiles share | window, um | largest difference | as a share of the deviation | r |\n{'|---' * 6}|"
     )
-    for where, share, window in (("tile centres", 0.0, 1.0), ("spots", 0.25, 1.0), ("spots", 0.0, 1.0)):
+    for where, share, window in (("tile centers", 0.0, 1.0), ("spots", 0.25, 1.0), ("spots", 0.0, 1.0)):
         tiling = Tiling(side, window * side, encoder.input_size, encoder.stride, share)
         tiles, _, _ = tiling.reads(spots[:64])
-        xy = tiling.centres(tiles[:64]) if where == "tile centres" else spots[:64]
+        xy = tiling.centers(tiles[:64]) if where == "tile centers" else spots[:64]
         pooled = encode(image, xy, side, encoder, batch_size=batch)
         read = np.zeros_like(pooled)
         list(DenseTiles(image, xy, tiling, encoder, batch).steps(read, 0))

@@ -169,7 +169,7 @@ OTHERS = {
     "patches": ({"window": None}, r"window \(was 11.0, is null\)"),
     "pixels": ({"picture": PICTURE ^ (np.arange(170) == 7)[:, None]}, r"image.pixels \(was"),
     "scale": ({"picture": images.open_image(PICTURE, scale=0.5)}, r"image.scales \(was \[1.0\], is \[0.5\]\)"),
-    "encoder": ({"encoder": Blurred(gain=1.1)}, r"encoder.answer \(was"),
+    "encoder": ({"encoder": Blurred(gain=1.1)}, r"encoder.output \(was"),
     "weights": ({"encoder": Told()}, r'encoder.sha256 \(was null, is "aa"\)'),
 }
 

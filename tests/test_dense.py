@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from sthisto import images, pp, tl
-from sthisto.encoders._dense import DenseTiles, Tiling
-from sthisto.encoders._encode import encode
+from sthisto.encoders._encode import DenseTiles, Tiling, encode
 
 few = settings(deadline=None, max_examples=30)
 RNG = np.random.default_rng(0)
@@ -105,7 +104,7 @@ def test_a_tile_and_its_patch_agree_where_tiles_do_not_overlap():
     encoder = Coarse(context=0.5)
     tiling = Tiling(32.0, 32.0, 32, 16)
     assert tiling.overlap == 0
-    xy = tiling.centres(np.array([[0, 0], [1, 2], [3, 1]]))
+    xy = tiling.centers(np.array([[0, 0], [1, 2], [3, 1]]))
     assert_allclose(encode(opened(), xy, 32.0, encoder, window=32.0), encode(opened(), xy, 32.0, encoder), atol=1e-4)
 
 
@@ -168,8 +167,8 @@ def test_glass_is_not_worth_a_pass():
     work = DenseTiles(opened(slide), xy, tiling, encoder, 4)
     features = np.zeros((3, 3), np.float32)
     assert [done for done, _ in work.steps(features, 0)][-1] == work.total
-    assert 0 < work.glass < work.total
-    assert encoder.passes == work.total - work.glass + 1  # one flat tile stands for all glass of one color
+    assert 0 < work.n_background < work.total
+    assert encoder.passes == work.total - work.n_background + 1  # one flat tile stands for all glass of one color
     assert_allclose(features[1], [220, 207, 224], atol=4.1)
     assert_allclose(features[[0, 2]], window_means(slide, xy[[0, 2]], 16.0, 4), atol=4)
 
@@ -180,7 +179,7 @@ def test_pale_tissue_and_dark_plain_tissue_are_no_glass():
         encoder = Blocks()
         work = DenseTiles(opened(picture), np.array([[75.0, 75.0]]), Tiling(32.0, 16.0, 32, 4), encoder, 4)
         list(work.steps(np.zeros((1, 3), np.float32), 0))
-        assert (work.glass, encoder.passes) == (0, work.total)
+        assert (work.n_background, encoder.passes) == (0, work.total)
 
 
 def test_no_points():
@@ -234,7 +233,7 @@ def test_upsample_reads_the_same_tokens(section, tmp_path):
 
 
 def test_what_dense_refuses(section, encoder, refuses):
-    with refuses(section, ValueError, "dense=True reads the tokens .* encoder 'colors' has none. Take dense=False"):
+    with refuses(section, ValueError, "dense=True needs an encoder with tokens .* and 'colors' has none. Set dense=False"):
         pp.extract_features(section, encoder, dense=True, progress=False)
     with refuses(section, ValueError, "encoder 'handcrafted' has none"):
         pp.extract_features(section, dense=True, progress=False)

@@ -1,4 +1,4 @@
-"""Reading overlaps describing; features are those of patches cut by hand; what is asked of pictures too small."""
+"""Reading overlaps encoding; features are those of patches cut by hand; images that are too small."""
 
 import threading
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import zarr
 from numpy.testing import assert_array_equal
+from tqdm import tqdm
 
 from sthisto import images, pp
-from sthisto.encoders._encode import encode
-from sthisto.encoders._prefetch import ahead
+from sthisto.encoders import _encode
+from sthisto.encoders._encode import encode, prefetch
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
 
@@ -22,21 +23,21 @@ def test_the_next_item_is_made_while_the_last_is_used():
             event.set()
             yield number
 
-    for number in ahead(items()):
+    for number in prefetch(items()):
         if number + 1 < len(begun):
             assert begun[number + 1].wait(timeout=5)
         assert not any(event.is_set() for event in begun[number + 2 :])  # one ahead, so that memory holds two
 
 
 def test_items_come_in_order_and_errors_at_their_place():
-    assert list(ahead(iter(range(20)))) == list(range(20))
-    assert list(ahead(iter(()))) == []
+    assert list(prefetch(iter(range(20)))) == list(range(20))
+    assert list(prefetch(iter(()))) == []
 
     def breaks():
         yield 1
         raise OSError("the disk is gone")
 
-    given = ahead(breaks())
+    given = prefetch(breaks())
     assert next(given) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(given)
@@ -65,12 +66,13 @@ def test_work_can_start_anywhere():
             for (rows, patches), (all_rows, all_patches) in zip(rest, whole[first // 6 :], strict=False):
                 assert_array_equal(rows, all_rows)
                 assert_array_equal(patches, all_patches)
-    with pytest.raises(ValueError, match="first is a number of points to pass over; found -1"):
+    with pytest.raises(ValueError, match="first is a number of points to skip; found -1"):
         images.patch_batches(image, xy, 20.0, 8, first=-1)
 
 
-def test_progress_counts_patches(encoder, capfd):
-    encode(images.open_image(PICTURE), np.full((30, 2), 40.0), 16.0, encoder, progress=True)
+def test_progress_counts_patches(encoder, capfd, monkeypatch):
+    monkeypatch.setattr(_encode, "tqdm", lambda **options: tqdm(**options | {"disable": False}))
+    encode(images.open_image(PICTURE), np.full((30, 2), 40.0), 16.0, encoder)
     shown = capfd.readouterr().err
     assert "colors features: 100%" in shown
     assert "30/30" in shown

@@ -35,11 +35,11 @@ def tissue(n, random_state=0, side=256):
     return np.clip(coarse + rng.integers(-25, 26, (n, side, side, 3)), 0, 255).astype(np.uint8)
 
 
-def drawn(centres, radius=4):
+def drawn(centers, radius=4):
     """One patch of plain tissue with round nuclei at (row, column)."""
     patch = np.empty((1, 256, 256, 3), np.uint8)
     patch[:] = TISSUE
-    for centre in centres:
+    for centre in centers:
         patch[0][disk(centre, radius, shape=(256, 256))] = NUCLEUS
     return patch
 
@@ -61,8 +61,8 @@ def halved(patches):
     return patches.reshape(n, side // 2, 2, side // 2, 2, 3).mean((2, 4))
 
 
-def centred(maps, side):
-    """The centred window of maps (n, h, w, ...)."""
+def centered(maps, side):
+    """The centered window of maps (n, h, w, ...)."""
     low = (maps.shape[1] - side) // 2
     return maps[:, low : low + side, low : low + side]
 
@@ -120,12 +120,12 @@ def test_different_patches_give_different_rows(encoder):
 
 
 def test_global_random_state_is_left_alone(encoder):
-    np.random.seed(3)  # noqa: NPY002  the global state that must not matter
+    np.random.seed(3)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     patches = tissue(2, side=encoder.input_size)
     first = encoder(patches)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-    np.random.seed(4)  # noqa: NPY002  the global state that must not matter
+    np.random.seed(4)  # noqa: NPY002
     np.testing.assert_array_equal(encoder(patches), first)
 
 
@@ -146,7 +146,7 @@ def test_patches_are_not_written_to(encoder):
     [((2, 64, 64, 3), np.uint8), ((2, 256, 256, 4), np.uint8), ((256, 256, 3), np.uint8), ((2, 256, 256, 3), float)],
 )
 def test_other_patches_are_refused(encoder, shape, dtype):
-    with pytest.raises(ValueError, match=rf"uint8 .* \(n, {encoder.input_size}, {encoder.input_size}, 3\); got"):
+    with pytest.raises(ValueError, match=rf"uint8 .* \(n, {encoder.input_size}, {encoder.input_size}, 3\); found"):
         encoder(np.zeros(shape, dtype))
 
 
@@ -190,15 +190,37 @@ def test_a_class_instead_of_an_instance_is_refused():
 
 @pytest.mark.parametrize("option", ["weights", "device", "threads"])
 def test_options_beside_an_object_are_refused(option):
-    with pytest.raises(ValueError, match=f"{option} given beside an encoder object"):
+    with pytest.raises(ValueError, match=f"{option} given with an encoder object"):
         encoders.load(Own(), **{option: "cpu"})
 
 
 def test_the_handcrafted_encoder_has_no_weights_and_no_unknown_options():
     with pytest.raises(ValueError, match="has no weights"):
         encoders.load("handcrafted", weights="uni.safetensors")
-    with pytest.raises(TypeError, match="revision"):
-        encoders.load("handcrafted", revision="main")
+    with pytest.raises(TypeError, match="'handcrafted' takes threads and batch_size; found pooling, revision"):
+        encoders.load("handcrafted", revision="main", pooling="mean")
+
+
+@pytest.mark.parametrize("option", ["batch_size", "threads"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "8"])
+def test_counts_are_positive_whole_numbers(option, value):
+    with pytest.raises(ValueError, match=f"{option} has to be a positive whole number; found {value!r}"):
+        encoders.load("handcrafted", **{option: value})
+
+
+def test_the_batch_size_is_the_encoders():
+    assert encoders.load("handcrafted").batch_size == 64
+    assert encoders.load("handcrafted", batch_size=np.int64(5)).batch_size == 5
+    assert encoders.restore({"encoder": "handcrafted"}, batch_size=3).batch_size == 3
+    middle = Middle()
+    points = np.ones((70, 2))
+    encode(open_image(np.zeros((9, 9))), points, 16, middle)
+    middle.batch_size = 50
+    encode(open_image(np.zeros((9, 9))), points, 16, middle)
+    assert middle.seen == [64, 6, 50, 20]
+    middle.batch_size = 0
+    with pytest.raises(ValueError, match="batch_size has to be a positive"):
+        encode(open_image(np.zeros((9, 9))), points, 16, middle)
 
 
 def test_a_spec_passes_name_and_options_to_its_source(monkeypatch):
@@ -239,7 +261,7 @@ def test_no_points_have_no_features():
 
 
 def test_features_of_another_shape_than_said_are_refused():
-    with pytest.raises(ValueError, match=r"'own' gave an array of shape \(2, 3\) for 2 patches; expected \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"'own' gave features of shape \(2, 3\) for 2 patches; expected \(2, 4\)"):
         encode(open_image(np.zeros((9, 9))), np.ones((2, 2)), 16, Own(dim=4))
 
 
@@ -299,7 +321,7 @@ def test_pure_stains_are_told_apart():
 def test_means_and_deviations_are_those_of_the_windows():
     patches = tissue(3)
     found = features(patches)
-    for um, window in [(um, centred(densities(patches), um // 2)) for um in (32, 64, 128, 256)] + [
+    for um, window in [(um, centered(densities(patches), um // 2)) for um in (32, 64, 128, 256)] + [
         (512, densities(halved(patches)))
     ]:
         for c, color in enumerate(("red", "green", "blue")):
@@ -310,42 +332,42 @@ def test_means_and_deviations_are_those_of_the_windows():
 
 def test_gradients_are_numpys():
     patches = tissue(2)
-    darkness = centred(densities(patches), 128).mean(-1)
+    darkness = centered(densities(patches), 128).mean(-1)
     slope = np.hypot(*np.gradient(darkness, axis=(1, 2)))
-    np.testing.assert_allclose(features(patches)["gradient_darkness_128"], centred(slope, 64).mean((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(features(patches)["gradient_darkness_128"], centered(slope, 64).mean((1, 2)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("cell", [1, 2, 4, 8, 16])
-def test_detail_of_a_chessboard_is_at_the_size_of_its_cells(cell):
+def test_contrast_of_a_chessboard_is_at_the_size_of_its_cells(cell):
     light = (np.add.outer(np.arange(256) // cell, np.arange(256) // cell) % 2).astype(bool)
     found = features(np.where(light, 220, 120).astype(np.uint8)[None, :, :, None].repeat(3, axis=3))
-    detail = np.array([found[f"detail_darkness_middle_{2**k}"][0] for k in range(5)])
+    detail = np.array([found[f"contrast_darkness_middle_{2**k}"][0] for k in range(5)])
     assert detail.argmax() in {np.log2(cell), np.log2(max(cell, 2)) - 1}  # blocks overlap, some lie across borders
     finer = 2 ** np.arange(5) < min(cell, 4)
     np.testing.assert_allclose(detail[finer], 0, atol=1e-3)
     assert np.sqrt((detail**2).sum()) == pytest.approx(np.log10(221 / 121) / 2, rel=0.01)
 
 
-def test_detail_is_the_power_lost_from_blocks_to_blocks_twice_as_large():
+def test_contrast_is_the_power_lost_from_blocks_to_blocks_twice_as_large():
     patches = tissue(2)
     found = features(patches)
-    for where, view in (("middle", centred(densities(patches), 128)), ("whole", densities(halved(patches)))):
+    for where, view in (("middle", centered(densities(patches), 128)), ("whole", densities(halved(patches)))):
         power = []
         for side in (1, 2, 4, 8, 16, 32):
             blocks = sliding_window_view(view.mean(-1), (side, side), axis=(1, 2)).mean((3, 4))
             step = min(side, 4)
             power.append((blocks[:, ::step, ::step] ** 2).mean((1, 2)))
         for k in range(5):
-            lost = found[f"detail_darkness_{where}_{2**k}"] ** 2
+            lost = found[f"contrast_darkness_{where}_{2**k}"] ** 2
             np.testing.assert_allclose(lost, np.maximum(power[k] - power[k + 1], 0), atol=2e-6)
 
 
-def test_tilt_is_the_root_of_the_difference_between_halves():
+def test_asymmetry_is_the_root_of_the_difference_between_halves():
     patch = np.full((1, 256, 256, 3), 220, np.uint8)
     patch[:, :, 128:] = 120
     found = features(patch)
-    assert found["tilt_darkness"][0] == pytest.approx(np.sqrt(np.log10(221 / 121)), rel=1e-3)
-    assert features(np.full_like(patch, 120))["tilt_darkness"][0] == pytest.approx(0, abs=1e-3)
+    assert found["asymmetry_darkness"][0] == pytest.approx(np.sqrt(np.log10(221 / 121)), rel=1e-3)
+    assert features(np.full_like(patch, 120))["asymmetry_darkness"][0] == pytest.approx(0, abs=1e-3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -387,7 +409,7 @@ def test_correlation_of_levels_is_scikit_images_but_for_its_constant(distance):
 
 def test_levels_are_equal_steps_of_the_root_of_haematoxylin():
     patches = tissue(2)
-    levels = np.minimum(np.floor(np.sqrt(np.clip(stained(centred(patches, 128))[4], 0, 1)) * 8), 7)
+    levels = np.minimum(np.floor(np.sqrt(np.clip(stained(centered(patches, 128))[4], 0, 1)) * 8), 7)
     found = features(patches)
     for distance in (2, 8):
         np.testing.assert_array_equal(found[f"cooccurrence_{distance}"], handcrafted.correlation(levels, distance))
@@ -411,11 +433,11 @@ def test_scattered_nuclei_are_found_where_they_were_drawn(random_state):
     for candidate in rng.integers(72, 184, (60, 2)):
         if not len(places) or np.hypot(*(places - candidate).T).min() >= 14:
             places = np.vstack([places, candidate])
-    centres, above = handcrafted.nuclei(stained(centred(drawn(places), 128))[4])
-    found = np.argwhere(centres[0]) + 64
+    centers, above = handcrafted.nuclei(stained(centered(drawn(places), 128))[4])
+    found = np.argwhere(centers[0]) + 64
     assert KDTree(found).query(places)[0].max() <= 1.5
     assert len(found) == len(places)
-    assert (above[centres] > handcrafted.NUCLEUS).all()
+    assert (above[centers] > handcrafted.NUCLEUS).all()
 
 
 def test_nuclei_are_looked_for_in_stain_smoothed_by_a_binomial():
@@ -425,9 +447,9 @@ def test_nuclei_are_looked_for_in_stain_smoothed_by_a_binomial():
         smooth = correlate1d(smooth, [comb(8, k) / 2**8 for k in range(9)], axis=axis, mode="nearest")
     peak = maximum_filter(smooth, 5, axes=(1, 2), mode="nearest")
     above = smooth - uniform_filter(smooth, 25, axes=(1, 2), mode="nearest")
-    centres, found = handcrafted.nuclei(haematoxylin)
+    centers, found = handcrafted.nuclei(haematoxylin)
     np.testing.assert_allclose(found, above, atol=1e-6)
-    np.testing.assert_array_equal(centres, (smooth == peak) & (above > handcrafted.NUCLEUS))
+    np.testing.assert_array_equal(centers, (smooth == peak) & (above > handcrafted.NUCLEUS))
 
 
 def test_no_nuclei_in_plain_tissue():

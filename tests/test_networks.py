@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import warnings
 from dataclasses import replace
@@ -21,8 +22,8 @@ import sthisto
 from sthisto import encoders
 from sthisto.encoders import ENCODERS, _network, has_tokens, has_weights
 from sthisto.encoders._architectures import differences, is_meta, timm_backbone
-from sthisto.encoders._network import measure
-from sthisto.encoders._registry import may_be_passed_on
+from sthisto.encoders._network import infer_output_spec
+from sthisto.encoders._registry import is_redistributable
 
 NETWORKS = [name for name, spec in ENCODERS.items() if spec.weights]
 TIMM = [name for name in NETWORKS if ENCODERS[name].builder == "timm"]
@@ -92,7 +93,7 @@ def test_an_entry_is_what_its_authors_published(name):
     input_size, millions, stride = PUBLISHED[name]
     backbone = timm_backbone(spec.architecture, spec.params)
     assert is_meta(backbone)  # nothing is held in memory
-    shape = measure(backbone, spec.input_size, spec.pooling)
+    shape = infer_output_spec(backbone, spec.input_size, spec.pooling)
     assert (shape.dim, shape.stride, spec.input_size) == (spec.dim, stride, input_size)
     assert spec.mpp == 0.5
     assert round(sum(weight.numel() for weight in backbone.parameters()) / 1e6) == millions
@@ -102,7 +103,7 @@ def test_the_registry_has_what_it_should():
     assert set(NETWORKS) == {*PUBLISHED, "phikon-v2"}
     gated = {name for name in NETWORKS if ENCODERS[name].gated}
     assert gated == {"uni", "uni2-h", "h-optimus-1", "h0-mini", "virchow2", "gigapath"}
-    free = {name for name in NETWORKS if may_be_passed_on(ENCODERS[name].license, gated=ENCODERS[name].gated)}
+    free = {name for name in NETWORKS if is_redistributable(ENCODERS[name].license, gated=ENCODERS[name].gated)}
     assert free == {"h-optimus-0", "resnet50"}
     assert all(ENCODERS[name].reference and "/" in ENCODERS[name].weights for name in NETWORKS)
 
@@ -190,9 +191,9 @@ def test_no_global_state_is_read_or_set(file, tiny):
 
 def test_other_patches_are_refused(encoder):
     for wrong in (np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 48, 48, 3)), np.zeros((48, 48, 3), np.uint8)):
-        with pytest.raises(ValueError, match=r"\(n, 48, 48, 3\); got"):
+        with pytest.raises(ValueError, match=r"\(n, 48, 48, 3\); found"):
             encoder(wrong)
-        with pytest.raises(ValueError, match=r"\(n, 48, 48, 3\); got"):
+        with pytest.raises(ValueError, match=r"\(n, 48, 48, 3\); found"):
             encoder.tokens(wrong)
 
 
@@ -200,8 +201,8 @@ def test_other_patches_are_refused(encoder):
 
 
 def test_poolings_are_of_the_same_tokens(vit, file, tiny):
-    class_, mean, both, own = (
-        encoders.load("tiny", weights=file, pooling=each) for each in ("class", "mean", "both", "own")
+    class_, mean, both, native = (
+        encoders.load("tiny", weights=file, pooling=each) for each in ("class", "mean", "both", "native")
     )
     these = patches()
     with torch.inference_mode():
@@ -209,7 +210,7 @@ def test_poolings_are_of_the_same_tokens(vit, file, tiny):
     np.testing.assert_allclose(class_(these), raw[:, 0], atol=1e-5)
     np.testing.assert_allclose(mean(these), raw[:, 3:].mean(1), atol=1e-5)  # without class and registers
     np.testing.assert_allclose(both(these), np.concatenate([raw[:, 0], raw[:, 3:].mean(1)], axis=1), atol=1e-5)
-    np.testing.assert_allclose(own(these), raw[:, 0], atol=1e-5)
+    np.testing.assert_allclose(native(these), raw[:, 0], atol=1e-5)
     np.testing.assert_allclose(class_.tokens(these).mean((1, 2)), mean(these), atol=1e-5)
 
 
@@ -235,7 +236,7 @@ def test_maps_of_a_convolutional_network_are_tokens(tmp_path):
     assert (encoder.dim, encoder.token_dim, encoder.stride) == (1024, 1024, 16)
     np.testing.assert_allclose(encoder.tokens(these), maps.transpose(0, 2, 3, 1), atol=1e-4)
     np.testing.assert_allclose(encoder(these), maps.mean((2, 3)), atol=1e-4)
-    with pytest.raises(ValueError, match="pooling='class': the network gives no class token; set pooling='own'"):
+    with pytest.raises(ValueError, match="pooling='class': the network gives no class token; set pooling='native'"):
         encoders.load("resnet50", weights=tmp_path / "resnet.pth", pooling="class")
 
 
@@ -297,15 +298,15 @@ def test_a_module_that_is_an_encoder_is_left_alone():
 
 
 def test_what_a_module_lacks_is_said():
-    with pytest.raises(ValueError, match="the input of Means is not known: pass input_size="):
+    with pytest.raises(ValueError, match="the input size of Means is unknown: pass input_size="):
         encoders.load(Means())
-    with pytest.raises(ValueError, match="pooling='mean': the network gives no tokens; set pooling='own'"):
+    with pytest.raises(ValueError, match="pooling='mean': the network gives no tokens; set pooling='native'"):
         encoders.load(Means(), input_size=20, pooling="mean")
-    with pytest.raises(ValueError, match=r"weights given beside a torch.nn.Module: load"):
+    with pytest.raises(ValueError, match=r"weights= is given with a torch.nn.Module: load"):
         encoders.load(Means(), input_size=20, weights="a.safetensors")
     with pytest.raises(ValueError, match=r"the network gives tuple for one patch"):
         encoders.load(Both(), input_size=20)
-    with pytest.raises(ValueError, match=r"pools nothing itself \(shape \(1, 400, 3\)\): set pooling='mean'"):
+    with pytest.raises(ValueError, match=r"has no pooling \(shape \(1, 400, 3\)\): set pooling='mean'"):
         encoders.load(Tokens(), input_size=20)
 
 
@@ -359,7 +360,7 @@ def test_the_batch_halves_where_memory_runs_out_and_says_so(file, tiny, caplog, 
     monkeypatch.setattr(encoder, "_raw", short)
     np.testing.assert_allclose(encoder(these), expected, atol=1e-5)
     assert asked == [11, 5, 2, 2, 2, 2, 2, 1]
-    assert "memory of cpu ran out at 11 patches; 5 at once from here on" in caplog.text
+    assert "out of memory on cpu at 11 patches; batch_size is 5 from here on" in caplog.text
     encoder.tokens(these)
     assert asked[8:] == [2, 2, 2, 2, 2, 1]
 
@@ -386,8 +387,8 @@ def raising(error):
     [
         ({"device": "cuda:9"}, r"device 'cuda:9' is not there; torch .* finds .*cpu"),
         ({"device": "abacus"}, r"device 'abacus' is not there; torch .* finds .*cpu"),
-        ({"precision": "float16"}, "precision='float16': there are 'float32', 'bfloat16'"),
-        ({"pooling": "max"}, "pooling='max': there are 'class', 'mean', 'both', 'own'"),
+        ({"precision": "float16"}, "precision='float16': choose one of 'float32', 'bfloat16'"),
+        ({"pooling": "max"}, "pooling='max': choose one of 'class', 'mean', 'both', 'native'"),
     ],
 )
 def test_options_are_checked_before_anything_is_read(options, message):
@@ -430,8 +431,8 @@ def test_phikon_through_transformers(phikon):
     with pytest.raises(
         ValueError, match=r"1 missing: layernorm.weight; 1 unexpected: nose; 1 of another shape: layerno"
     ):
-        encoder._backbone.fill(other, "here")
-    with pytest.warns(UserWarning, match="under Owkin non-commercial license: do not pass it on"):
+        encoder._backbone.load_weights(other, "here")
+    with pytest.warns(UserWarning, match="under Owkin non-commercial license: do not share it"):
         made = encoders.record(encoder, keep_weights=True)
     np.testing.assert_array_equal(encoders.restore(made, device="cpu")(these), encoder(these))
 
@@ -452,12 +453,25 @@ def test_a_repository_in_the_form_of_transformers(phikon):
 def test_networks_that_compute_something_while_they_are_built_are_built_in_full():
     backbone = timm_backbone("eva02_tiny_patch14_224", {"img_size": 28, "depth": 1})  # rotary embedding, in no file
     assert not is_meta(backbone)
-    assert measure(backbone, 28, "mean").stride == 14
+    assert infer_output_spec(backbone, 28, "mean").stride == 14
 
 
 def test_what_timm_cannot_build_is_said():
-    with pytest.raises(ValueError, match=r"builds no 'vit_huge_patch14_224' with {'legs': 4}"):
+    with pytest.raises(ValueError, match="legs of 'vit_huge_patch14_224'"):
         timm_backbone("vit_huge_patch14_224", {"legs": 4})
+
+
+def test_metadata_cannot_make_timm_unpickle_or_download(tmp_path, file, tiny):
+    """`checkpoint_path` would be unpickled, a name such as hf-hub:... would be fetched."""
+    made = encoders.record(encoders.load("tiny", weights=file))
+    for key, value in {"params": '{"checkpoint_path": "x.pt"}', "architecture": "hf-hub:owner/name"}.items():
+        with pytest.raises(ValueError, match=r"checkpoint_path|no architecture 'hf-hub:owner/name'"):
+            encoders.restore({**made, "provenance": {**made["provenance"], key: value}})
+    config = {"architecture": "test_vit", "model_args": {"checkpoint_path": str(tmp_path / "x.pt")}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(file, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="checkpoint_path of 'test_vit'"):
+        encoders.load("hf-hub:owner/name", weights=tmp_path)
     with pytest.raises(ValueError, match=r"no layer 'Sponge' in timm.layers or torch.nn"):
         timm_backbone("test_vit", {"mlp_layer": "Sponge"})
 
@@ -471,7 +485,7 @@ def test_weights_in_their_authors_form_are_renamed_as_timm_does(vit, tmp_path):
     own["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), own["pos_embed"]], dim=1)
     own["mask_token"] = torch.zeros(1, 384)
     backbone = timm_backbone("vit_small_patch14_reg4_dinov2", {"img_size": 28, "depth": 1})
-    backbone.fill(own, "here")
+    backbone.load_weights(own, "here")
     found = backbone.network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in network.state_dict().items() if "reg" in name)
 
@@ -534,7 +548,7 @@ def test_without_kept_weights_the_source_is_asked_and_has_to_be_the_same(file, t
     np.testing.assert_array_equal(encoders.restore(made)(patches()), encoders.load("tiny", weights=file)(patches()))
     state = timm.create_model("test_vit", num_classes=0, **SMALL).state_dict()
     save_file(state, copy)
-    with pytest.raises(ValueError, match=r"weights of 'tiny' in .*copy.safetensors' are others than the features"):
+    with pytest.raises(ValueError, match=r"weights of 'tiny' in .*copy.safetensors' have changed since the features"):
         encoders.restore(made)
     copy.unlink()
     with pytest.raises(FileNotFoundError, match=r"copy\.safetensors"):
@@ -565,7 +579,9 @@ def test_damaged_weights_in_an_object_are_refused(file, tiny):
 
 
 def test_a_license_that_forbids_passing_on_is_named(file, tiny):
-    with pytest.warns(UserWarning, match="holds the weights of 'forbidden', under CC-BY-NC-ND-4.0, gated: do not pass"):
+    with pytest.warns(
+        UserWarning, match="holds the weights of 'forbidden', under CC-BY-NC-ND-4.0, gated: do not share"
+    ):
         made = encoders.record(encoders.load("forbidden", weights=file), keep_weights=True)
     assert made["provenance"]["license"] == "CC-BY-NC-ND-4.0"
     assert json.loads(json.dumps(made["provenance"]["params"]))
@@ -573,9 +589,9 @@ def test_a_license_that_forbids_passing_on_is_named(file, tiny):
 
 
 def test_what_cannot_be_brought_back_is_not_kept(encoder, section):
-    with pytest.raises(ValueError, match="network 'tiny' was made by hand"):
+    with pytest.raises(ValueError, match="network 'tiny' is a module of your own"):
         encoders.record(encoder, keep_weights=True)
-    with pytest.raises(KeyError, match=r"no encoder 'tiny' to be found by name, as it was an object.*pass it again"):
+    with pytest.raises(KeyError, match=r"encoder 'tiny' was an object and cannot be loaded by name .*pass the object"):
         encoders.restore(encoders.record(encoder))
     with pytest.raises(KeyError, match="no encoder 'colors' to be found by name"):
         encoders.restore({"encoder": "colors"})
@@ -588,7 +604,7 @@ def test_keeping_is_refused_before_the_work(section, refuses):
         def __call__(self, _):
             raise AssertionError("no patch should be described")
 
-    with refuses(section, ValueError, "keep_weights=True: encoder 'own' hands no weights over"):
+    with refuses(section, ValueError, "keep_weights=True: encoder 'own' exports no weights"):
         sthisto.pp.extract_features(section, Own(), keep_weights=True, progress=False)
 
 
@@ -612,4 +628,4 @@ def test_cut_logs_stay_quiet(file, tiny, caplog):
 
 
 def test_precision_is_left_to_the_device():
-    assert _network.precision_of(torch.device("cpu")) == "float32"
+    assert _network.default_precision(torch.device("cpu")) == "float32"

@@ -216,7 +216,7 @@ def test_a_hires_image_for_full_resolution_coordinates(bare, extract, refuses):
     section, picture = bare
     small = np.asarray(Pillow.fromarray(picture).resize((picture.shape[1] // 4, picture.shape[0] // 4)))
     with refuses(
-        section, ValueError, "of 100 points lie outside the image.*such as a hires image. Open it with scale="
+        section, ValueError, "of 100 points are outside the image.*such as a hires image. Open it with scale="
     ):
         extract(section, image=small)
     extract(section, image=images.open_image(small, scale=small.shape[0] / picture.shape[0]))
@@ -225,7 +225,7 @@ def test_a_hires_image_for_full_resolution_coordinates(bare, extract, refuses):
 def test_spots_outside_the_image(bare, extract, refuses):
     section, picture = bare
     section.obsm["spatial"][3] = [-900.0, 10.0]
-    with refuses(section, ValueError, "1 of 100 points lie outside the image, which is .* wide and .* high"):
+    with refuses(section, ValueError, "1 of 100 points are outside the image, which is .* wide and .* high"):
         extract(section, image=picture)
 
 

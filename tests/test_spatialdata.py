@@ -660,7 +660,7 @@ def test_an_image_in_another_coordinate_system(section, extract, unchanged):
 
 def test_spots_outside_the_image(section, extract, unchanged):
     sdata = sdata_of(section, steps={"global": Scale([0.1, 0.1], ("x", "y"))})
-    with unchanged(sdata, ValueError, "points lie outside the image"):
+    with unchanged(sdata, ValueError, "points are outside the image"):
         extract(sdata)
 
 

@@ -275,10 +275,10 @@ def test_no_picture(stained, refuses):
 @pytest.mark.usefixtures("tiny")
 def test_points_outside_the_picture(stained, refuses):
     fit(stained)
-    with refuses(stained, ValueError, "1 of 1 points lie outside the image"):
+    with refuses(stained, ValueError, "1 of 1 points are outside the image"):
         tl.upsample(stained, [[9000.0, 9000.0]], progress=False)
     stained.obsm["spatial"] = stained.obsm["spatial"] + 2000
-    with refuses(stained, ValueError, "points lie outside the image"):
+    with refuses(stained, ValueError, "points are outside the image"):
         fit(stained)
 
 

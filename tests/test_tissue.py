@@ -79,13 +79,13 @@ def test_grey_pictures_have_tissue_too():
 
 @pytest.mark.parametrize("pitch", [0.0, -1.0, np.nan, np.inf, 301.0])
 def test_a_pitch_that_is_none(pitch):
-    with pytest.raises(ValueError, match="points lie some pixels apart, at most the 300"):
+    with pytest.raises(ValueError, match="points is positive, at most the 300"):
         tissue_points(open_image(slide()), pitch)
 
 
 @pytest.mark.parametrize("value", [255, 240, 0])
 def test_an_empty_slide_is_refused(value):
-    with pytest.raises(ValueError, match="no tissue in the picture given of 400 x 300 px"):
+    with pytest.raises(ValueError, match="no tissue in the image given of 400 x 300 px"):
         tissue_points(open_image(np.full((300, 400, 3), value, np.uint8)), 20.0)
 
 

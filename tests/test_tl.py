@@ -515,7 +515,7 @@ def test_bad_grids(section, sections, refuses, encoder):
         (0, "factor should be a whole number"),
         ([[1.0, np.nan]], r"grid of shape \(1, 2\): expected an integer"),
         (np.zeros((3, 3)), r"grid of shape \(3, 3\)"),
-        ([[1e6, 1e6]], "1 of 1 points lie outside the image"),
+        ([[1e6, 1e6]], "1 of 1 points are outside the image"),
     ]:
         with refuses(section, ValueError, message):
             upsample(section, grid, encoder=encoder)

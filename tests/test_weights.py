@@ -120,7 +120,7 @@ def test_an_entry_of_the_registry_comes_from_its_repository(hub, monkeypatch, ca
     assert (encoder.name, encoder.provenance["repo_id"]) == ("kaiko-s16", small.weights)
     assert json.loads(encoder.provenance["params"]) == TINY["model_args"]  # what the registry leaves open
     np.testing.assert_allclose(encoder.provenance["mean"], 0.5)  # as it was trained, whatever the copy says
-    assert "the repository's config.json says [0.7, 0.5, 0.6]" in caplog.text
+    assert "the repository's config.json has [0.7, 0.5, 0.6]" in caplog.text
 
 
 def test_a_name_of_timms_comes_from_timms_repository(hub):
@@ -151,7 +151,7 @@ def test_gated_without_a_token(hub):
     said = str(caught.value)
     for part in (
         "'lab/gated'",
-        "there is no token",
+        "no token is set",
         f"{hub.url}/lab/gated",
         "hf auth login",
         "HF_TOKEN",
@@ -166,7 +166,7 @@ def test_gated_without_a_token(hub):
 def test_a_refused_token_is_told_and_not_shown(hub, monkeypatch, caplog, token, repo):
     monkeypatch.setenv("HF_TOKEN", token)
     caplog.set_level(logging.DEBUG)
-    with pytest.raises(PermissionError, match="the token found here is refused") as caught:
+    with pytest.raises(PermissionError, match="the token in use is refused") as caught:
         encoders.load(f"hf-hub:lab/{repo}")
     whole = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert hub.url in whole
@@ -194,9 +194,9 @@ def test_a_repository_without_weights_or_without_an_architecture(hub):
     files = hub.repositories["lab/tiny"].files
     hub.repositories["lab/bare"] = Repository({"README.md": b""})
     hub.repositories["lab/mute"] = Repository({"model.safetensors": files["model.safetensors"]})
-    with pytest.raises(FileNotFoundError, match=r"'lab/bare' on the Hub holds no one file of weights .*README.md"):
+    with pytest.raises(FileNotFoundError, match=r"'lab/bare' on the Hub has no single file of weights .*README.md"):
         encoders.load("hf-hub:lab/bare")
-    with pytest.raises(ValueError, match=r"no config.json that tells its architecture"):
+    with pytest.raises(ValueError, match=r"no config.json that names its architecture"):
         encoders.load("hf-hub:lab/mute")
 
 
@@ -342,7 +342,7 @@ def test_what_is_not_there_is_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"weights='nowhere.bin': no such file or folder"):
         encoders.load("uni", weights="nowhere.bin")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no one file of weights"):
+    with pytest.raises(FileNotFoundError, match="has no single file of weights"):
         encoders.load("uni", weights=tmp_path / "empty")
     with pytest.raises(ValueError, match="revision='v1' is of the Hub, and weights= is a local file"):
         encoders.load("uni", weights=folder, revision="v1")

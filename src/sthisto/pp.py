@@ -155,7 +155,6 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
             window=None if window_um is None else window_um / um,
             batch_size=batch_size,
             cache=None if cache is None else Path(cache, str(len(scales))),
-            progress=progress,
         )
         pictures[library] = _data.small_picture(adata, library, picture, place.pitch)
         scales.append(um)

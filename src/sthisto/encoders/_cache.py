@@ -1,9 +1,9 @@
-"""Finished features kept on disk, so that a run that was killed goes on where it was.
+"""Finished features kept on disk, so that a run that was killed is resumed.
 
 A cache is a zarr group of numbered parts. A part is written under another name and renamed once it is whole, so that
-whenever a run is killed, the parts that are there are whole and in order. It holds rows of the features and how much
-work was done when they had these values; rows that the work adds to several times (dense features) occur in several
-parts, and the last one counts. Every number is kept as it was: what follows is the same to the bit.
+the parts are whole and in order whenever a run is killed. A part holds rows of the features and how much work was done
+when they had these values; rows that are added to several times (dense features) occur in several parts, and the last
+one counts. Values are kept exactly, so that a resumed run gives the same bits.
 """
 
 import hashlib
@@ -18,32 +18,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto.encoders import Encoder, has_tokens, has_weights
+from sthisto.encoders._protocols import Encoder, has_tokens, has_weights
 from sthisto.images import Image
 
-FORMAT = 1
+FORMAT = 2
 EVERY = 2.0  # seconds of work that may be lost
 _MARK = "sthisto_features"
-_LOOKS, _LOOK = 5, 64  # squares along each side, and their pixels, by which a picture on disk is known again
-_SAME = (
-    0.01  # of the root mean square: how far an encoder's answers may lie apart (rounding), other weights are far off
-)
+_SAMPLES, _SAMPLE = 5, 64  # squares along each side, and their pixels, by which an image on disk is identified
+_TOLERANCE = 0.01  # of the root mean square: rounding of an encoder's output; other weights differ by far more
 
 
 class FeatureCache:
-    """What is finished of one array of features.
+    """Finished rows of one array of features.
 
     Parameters
     ----------
     folder
-        Where it is kept; made where it is not there.
+        Where they are kept; made where it does not exist.
     settings
-        All that the features depend on, as JSON has it.
+        All that the features depend on, as JSON values.
 
     Raises
     ------
     ValueError
-        The folder holds something else, or features made with other settings; the message says which.
+        The folder holds something else, or features made with other settings, which the message names.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -60,7 +58,7 @@ class FeatureCache:
             )
 
     def restore(self, features: NDArray[np.float32]) -> int:
-        """Put back what was kept into ``features`` (n, d), and tell how much of the work was done."""
+        """Copy what was kept into ``features`` (n, d), and return how much of the work was done."""
         import zarr  # noqa: PLC0415
 
         done = 0
@@ -70,9 +68,9 @@ class FeatureCache:
                 break
             group = zarr.open_group(part, mode="r")
             rows, values = np.asarray(group["rows"]), np.asarray(group["features"])
-            told: dict[str, Any] = dict(group.attrs)
-            done = int(told["done"])
-            if told["sha256"] != _digest(rows, values):
+            attributes: dict[str, Any] = dict(group.attrs)
+            done = int(attributes["done"])
+            if attributes["sha256"] != _digest(rows, values, np.array(done)):
                 raise ValueError(f"the cache is damaged: {part} does not match its checksum. Delete {self.folder}.")
             features[rows] = values
             self._parts = number + 1
@@ -92,7 +90,7 @@ class FeatureCache:
 
         draft, part = self.folder / ".partial", self.folder / f"{self._parts:06d}"
         shutil.rmtree(draft, ignore_errors=True)
-        group = zarr.create_group(draft, attributes={"done": done, "sha256": _digest(rows, values)})
+        group = zarr.create_group(draft, attributes={"done": done, "sha256": _digest(rows, values, np.array(done))})
         group.create_array("rows", data=rows, chunks=rows.shape)
         group.create_array("features", data=values, chunks=values.shape)
         if part.exists():
@@ -102,7 +100,7 @@ class FeatureCache:
 
 
 def _group(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a group of a cache with these settings, or read those of the one that is there."""
+    """Make a group of a cache with these settings, or read those of the existing one."""
     import zarr  # noqa: PLC0415
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -121,7 +119,7 @@ def _group(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(held: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """Say of each setting that is another what it was and what it is."""
+    """Old and new value of each setting that differs."""
     return [
         f"{name} (was {_shown(held.get(name))}, is {_shown(settings.get(name))})"
         for name in sorted({*held, *settings})
@@ -129,75 +127,75 @@ def _differences(held: Mapping[str, Any], settings: Mapping[str, Any]) -> list[s
     ]
 
 
-def settings_of(
+def cache_settings(
     image: Image, xy: NDArray[np.float64], side: float, window: float | None, encoder: Encoder
 ) -> dict[str, Any]:
-    """All that features depend on, as JSON has it.
+    """All that features depend on, as JSON values.
 
-    The encoder is known by what it says of its weights and by its answer to one patch, since objects of one's own may
-    say nothing. The size of the batches is left out: a smaller one is what a run that ran out of memory goes on with.
+    The encoder is identified by its provenance and by its output for one patch, as objects of one's own may have no
+    provenance. The batch size is left out: a run that ran out of memory is resumed with a smaller one.
     """
-    told = encoder.provenance if has_weights(encoder) else {}
+    provenance = encoder.provenance if has_weights(encoder) else {}
     return {
-        **{f"encoder.{name}": json.loads(json.dumps(value, default=_plain)) for name, value in told.items()},
+        **{f"encoder.{name}": json.loads(json.dumps(value, default=_plain)) for name, value in provenance.items()},
         "encoder": encoder.name,
-        "encoder.answer": _answer(encoder, dense=window is not None),
+        "encoder.output": _output(encoder, dense=window is not None),
         "input_size": int(encoder.input_size),
         "side": float(side),
         "window": window,
         "points": f"{len(xy)}, sha256 {_digest(xy)}",
-        **{f"image.{name}": value for name, value in _known_again(image).items()},
+        **{f"image.{name}": value for name, value in _image_identity(image).items()},
     }
 
 
-def _answer(encoder: Encoder, *, dense: bool) -> list[float]:
-    """Give some of the features of a patch of noise."""
+def _output(encoder: Encoder, *, dense: bool) -> list[float]:
+    """Return some of the features of a patch of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (1, encoder.input_size, encoder.input_size, 3), np.uint8)
     features = encoder.tokens(noise) if dense and has_tokens(encoder) else encoder(noise)
     return [float(value) for value in np.ravel(features)[:64]]
 
 
-def _known_again(image: Image) -> dict[str, Any]:
-    """Tell a picture from others: size, date and some pixels of a file, all pixels of an array in memory."""
-    told: dict[str, Any] = {"shape": [float(side) for side in image.shape], "scales": list(image.scales)}
+def _image_identity(image: Image) -> dict[str, Any]:
+    """Identify an image by size, date and some pixels of a file, or by all pixels of an array in memory."""
+    identity: dict[str, Any] = {"shape": [float(side) for side in image.shape], "scales": list(image.scales)}
     path = Path(image.source) if image.source else None
     if path is not None and path.is_file():
-        told |= {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
-        return told | {"pixels": _some_pixels(image)}
+        identity |= {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+        return identity | {"pixels": _some_pixels(image)}
     if all(isinstance(level, np.ndarray) and not isinstance(level, np.memmap) for level in image.levels):
-        return told | {"pixels": _digest(*image.levels)}
-    return told | {"pixels": _some_pixels(image)}
+        return identity | {"pixels": _digest(*image.levels)}
+    return identity | {"pixels": _some_pixels(image)}
 
 
 def _some_pixels(image: Image) -> str:
     """Digest of squares spread over the finest level; all of it would take minutes on a slide."""
     height, width = (round(side * image.scales[0]) for side in image.shape)
-    places = (np.arange(_LOOKS) + 0.5) / _LOOKS
-    corners = [(int(y * height) - _LOOK // 2, int(x * width) - _LOOK // 2) for y in places for x in places]
-    return _digest(*(image.read(0, y, y + _LOOK, x, x + _LOOK) for y, x in corners))
+    centers = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
+    corners = [(int(y * height) - _SAMPLE // 2, int(x * width) - _SAMPLE // 2) for y in centers for x in centers]
+    return _digest(*(image.read(0, y, y + _SAMPLE, x, x + _SAMPLE) for y, x in corners))
 
 
 def _digest(*arrays: NDArray[Any]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for array in arrays:
-        whole.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return whole.hexdigest()
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy's numbers and arrays into what JSON has; long arrays into their digest."""
+    """Convert numpy's numbers and arrays to JSON values; long arrays to their digest."""
     if not isinstance(value, np.ndarray | np.generic):
         return repr(value)
     return value.tolist() if np.size(value) <= 64 else f"sha256 {_digest(np.asarray(value))}"
 
 
 def _same(name: str, held: Any, given: Any) -> bool:
-    if name != "encoder.answer" or not (isinstance(held, list) and isinstance(given, list)):
+    if name != "encoder.output" or not (isinstance(held, list) and isinstance(given, list)):
         return bool(held == given)
     if len(held) != len(given):
         return False
-    apart = np.subtract(held, given)
-    return bool(np.abs(apart).max(initial=0) <= _SAME * np.sqrt(np.mean(np.square(given))))
+    difference = np.subtract(held, given)
+    return bool(np.abs(difference).max(initial=0) <= _TOLERANCE * np.sqrt(np.mean(np.square(given))))
 
 
 def _shown(value: Any) -> str:

@@ -1,36 +1,56 @@
-"""What is known of every encoder before anything is imported or downloaded: one record an encoder."""
+"""The registry of encoders: one record each, known before anything is imported or downloaded."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from sthisto.encoders import Encoder
+from sthisto.encoders._protocols import Encoder
 
 Color = tuple[float, float, float]
-Pooling = Literal["class", "mean", "both", "own"]
+Pooling = Literal["class", "mean", "both", "native"]
 
-NETWORK = "sthisto.encoders._sources:from_registry"
 NC_ND = "CC-BY-NC-ND-4.0"
-FREE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"}
+OPEN_LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """What the registry says of an encoder without importing it: identity, input and license in one record."""
+    """Record of an encoder in the registry: architecture, input, weights and license.
 
-    source: str  # "module:function", called as function(name, spec, weights=, device=, **options)
+    Attributes
+    ----------
+    source
+        ``"module:function"`` that builds the encoder, called as ``function(name, spec, **options)``.
+    dim
+        Number of features per patch.
+    input_size, patch_um
+        Side of the input patch in pixels, and of the tissue that it shows in um.
+    weights
+        Repository ``"owner/name"`` on the Hub; ``None`` for an encoder without weights.
+    builder, architecture, params
+        Library that builds the network, its name there and its arguments.
+    unused
+        Prefixes of weights that the features do not need.
+    pooling
+        Default pooling, as in :func:`load`.
+    mean, std
+        Color normalization, of colors from 0 to 1.
+    gated
+        Whether access to the weights has to be requested.
+    license, reference
+        License of the weights, and the publication.
+    """
+
+    source: str = "sthisto.encoders._sources:from_registry"
     dim: int
     input_size: int = 224
-    patch_um: float = 112.0  # 224 pixels at the 0.5 um/px that most image models were trained at
-    weights: str | None = None  # "owner/name" on the Hub
-    builder: Literal["timm", "transformers"] = "timm"  # whose network it is, where it is one
-    architecture: str = ""  # as the builder names it
-    params: Mapping[str, object] = dataclasses.field(default_factory=dict)  # of the architecture
-    unused: tuple[str, ...] = ()  # beginnings of names of weights that the features do not need
+    patch_um: float = 112.0  # 224 pixels at the 0.5 um/px of most pathology models
+    weights: str | None = None
+    builder: Literal["timm", "transformers"] = "timm"
+    architecture: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     pooling: Pooling = "class"
     mean: Color = (0.485, 0.456, 0.406)  # of ImageNet
     std: Color = (0.229, 0.224, 0.225)
@@ -43,23 +63,19 @@ class EncoderSpec:
         """Scale of the input, um per pixel."""
         return self.patch_um / self.input_size
 
-    def load(
-        self, name: str, *, weights: str | PathLike[str] | None, device: str | None, **options: object
-    ) -> "Encoder":
+    def load(self, name: str, **options: Any) -> Encoder:
         """Import the source and build the encoder."""
         module, function = self.source.split(":")
-        encoder: Encoder = getattr(import_module(module), function)(
-            name, self, weights=weights, device=device, **options
-        )
+        encoder: Encoder = getattr(import_module(module), function)(name, self, **options)
         return encoder
 
 
-def may_be_passed_on(license: str, *, gated: bool) -> bool:
-    """Whether a license lets anyone hand the weights to anyone; one that is not known does not."""
-    return license.lower() in FREE and not gated
+def is_redistributable(license: str, *, gated: bool) -> bool:
+    """Whether a license lets anyone pass the weights on; an unknown one does not."""
+    return license.lower() in OPEN_LICENSES and not gated
 
 
-_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # classes of timm and torch, found when they are needed
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # classes of timm and torch, by name
 _GIANT_REG4 = {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False}
 _BIOPTIMUS: tuple[Color, Color] = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)  # mean, std
 _HALF: Color = (0.5, 0.5, 0.5)
@@ -75,7 +91,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Ruifrok & Johnston 2001; Haralick et al. 1973; Ojala et al. 2002",
     ),
     "uni": EncoderSpec(
-        source=NETWORK,
         weights="MahmoodLab/UNI",
         architecture="vit_large_patch16_224",
         params={"init_values": 1e-5, "dynamic_img_size": True},
@@ -85,7 +100,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Chen et al. 2024, Nat. Med. 30, 850",
     ),
     "uni2-h": EncoderSpec(
-        source=NETWORK,
         weights="MahmoodLab/UNI2-h",
         architecture="vit_giant_patch14_224",
         params={
@@ -107,7 +121,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Chen et al. 2024, Nat. Med. 30, 850",
     ),
     "h-optimus-0": EncoderSpec(
-        source=NETWORK,
         weights="bioptimus/H-optimus-0",
         architecture="vit_giant_patch14_reg4_dinov2",
         params=_GIANT_REG4,
@@ -118,7 +131,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Saillard et al. 2024, H-optimus-0 (Bioptimus)",
     ),
     "h-optimus-1": EncoderSpec(
-        source=NETWORK,
         weights="bioptimus/H-optimus-1",
         architecture="vit_giant_patch14_reg4_dinov2",
         params=_GIANT_REG4,
@@ -130,7 +142,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Bioptimus 2025, H-optimus-1",
     ),
     "h0-mini": EncoderSpec(
-        source=NETWORK,
         weights="bioptimus/H0-mini",
         architecture="vit_base_patch14_reg4_dinov2",
         params={"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.33334, "dynamic_img_size": True, **_SWIGLU},
@@ -142,7 +153,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Filiot et al. 2025, arXiv 2501.16239",
     ),
     "virchow2": EncoderSpec(
-        source=NETWORK,
         weights="paige-ai/Virchow2",
         architecture="vit_huge_patch14_224",
         params={
@@ -160,7 +170,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Zimmermann et al. 2024, arXiv 2408.00738",
     ),
     "gigapath": EncoderSpec(
-        source=NETWORK,
         weights="prov-gigapath/prov-gigapath",
         architecture="vit_giant_patch14_dinov2",
         params={
@@ -178,7 +187,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Xu et al. 2024, Nature 630, 181",
     ),
     "kaiko-b8": EncoderSpec(
-        source=NETWORK,
         weights=_KAIKO.format("base_patch8"),
         architecture="vit_base_patch8_224",
         params={"dynamic_img_size": True},
@@ -189,7 +197,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="kaiko.ai et al. 2024, arXiv 2404.15217",
     ),
     "kaiko-s16": EncoderSpec(
-        source=NETWORK,
         weights=_KAIKO.format("small_patch16"),
         architecture="vit_small_patch16_224",
         params={"dynamic_img_size": True},
@@ -200,7 +207,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="kaiko.ai et al. 2024, arXiv 2404.15217",
     ),
     "lunit-s8": EncoderSpec(
-        source=NETWORK,
         weights="1aurent/vit_small_patch8_224.lunit_dino",
         architecture="vit_small_patch8_224",
         params={"dynamic_img_size": True},
@@ -211,7 +217,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Kang et al. 2023, CVPR, 3344",
     ),
     "phikon-v2": EncoderSpec(
-        source=NETWORK,
         builder="transformers",
         weights="owkin/phikon-v2",
         architecture="dinov2",
@@ -227,7 +232,6 @@ ENCODERS: dict[str, EncoderSpec] = {
         reference="Filiot et al. 2024, arXiv 2409.09173",
     ),
     "resnet50": EncoderSpec(
-        source=NETWORK,
         weights="timm/resnet50.tv_in1k",
         architecture="resnet50",
         params={"features_only": True, "out_indices": (3,)},  # the third of four stages, as HEST-Bench takes it

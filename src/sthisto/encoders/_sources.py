@@ -1,4 +1,4 @@
-"""Encoders from their sources: the registry, timm, the Hub, a module of the user's, a record in ``uns``."""
+"""Network encoders from their sources: the registry, timm, the Hub, a module of the user's, metadata in ``uns``."""
 
 import copy
 import hashlib
@@ -15,67 +15,58 @@ from torch import nn
 from sthisto.encoders._architectures import (
     Backbone,
     classifier_of,
-    given_backbone,
-    needed,
+    import_optional,
+    module_backbone,
     timm_backbone,
     transformers_backbone,
 )
-from sthisto.encoders._network import Forward, NetworkEncoder, encoder_of
-from sthisto.encoders._registry import ENCODERS, NETWORK, Color, EncoderSpec
+from sthisto.encoders._network import Forward, NetworkEncoder, make_encoder
+from sthisto.encoders._registry import ENCODERS, Color, EncoderSpec
 from sthisto.encoders._weights import CONFIGS, WeightFile, from_bytes, from_disk, from_hub, read, to_bytes
 
 logger = logging.getLogger("sthisto")
 
-Place = str | PathLike[str]
+Source = str | PathLike[str]
 
 HUB = ("hf-hub:", "hf_hub:")
-UM = 0.5  # um per pixel of networks that say nothing of it, as most pathology models have it
-# What transformers writes into config.json beside the arguments of the architecture.
-ABOUT = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "auto_map"}
+MPP = 0.5  # um per pixel, as of most pathology models, for networks that state none
 
 
 def from_registry(
-    name: str,
-    spec: EncoderSpec,
-    *,
-    weights: Place | None,
-    device: str | None,
-    revision: str | None = None,
-    **options: Any,
+    name: str, spec: EncoderSpec, *, weights: Source | None = None, revision: str | None = None, **options: Any
 ) -> NetworkEncoder:
     """Build an entry of the registry, as :meth:`EncoderSpec.load` calls it."""
-    forward = Forward(device=device, **options)  # what is wrong there is said before anything is downloaded
-    needed(spec.builder)
-    file = _found(spec.weights or "", weights, revision)
-    _tell_other_colors(name, spec, file)
-    return _built(name, replace(spec, params={**_params(file), **spec.params}), forward, file)
+    forward = Forward(**options)  # wrong options are refused before anything is downloaded
+    import_optional(spec.builder)
+    file = _weight_file(spec.weights or "", weights, revision)
+    _log_other_colors(name, spec, file)
+    return _build(name, replace(spec, params={**_config_params(file), **spec.params}), forward, file)
 
 
 def from_name(
-    name: str, *, weights: Place | None, device: str | None, revision: str | None = None, **options: Any
+    name: str, *, weights: Source | None = None, revision: str | None = None, **options: Any
 ) -> NetworkEncoder:
-    """Build a network that the registry has not: ``hf-hub:owner/name``, or one of timm's by its name there.
+    """Build a network that is not in the registry: ``hf-hub:owner/name``, or one of timm's by its name.
 
     Raises
     ------
     KeyError
-        timm knows no such name.
+        timm has no such name.
     ValueError
-        The repository's config.json tells no architecture; timm knows no weights of this name on the Hub.
+        The repository's config.json names no architecture; timm has no weights of this name on the Hub.
     """
-    forward = Forward(device=device, **options)
+    forward = Forward(**options)
     if name.startswith(HUB):
         repo_id, _, commit = name.split(":", 1)[1].partition("@")
-        file = _found(repo_id, weights, revision or commit or None)
-        return _built(name, _hub_spec(name, file), forward, file)
+        file = _weight_file(repo_id, weights, revision or commit or None)
+        return _build(name, _hub_spec(name, file), forward, file)
     spec = _timm_spec(name)
-    return _built(name, spec, forward, _found(spec.weights or "", weights, revision))
+    return _build(name, spec, forward, _weight_file(spec.weights or "", weights, revision))
 
 
 def from_module(
     module: nn.Module,
     *,
-    device: str | None,
     name: str | None = None,
     input_size: int | None = None,
     patch_um: float | None = None,
@@ -83,77 +74,73 @@ def from_module(
     std: Color | None = None,
     **options: Any,
 ) -> NetworkEncoder:
-    """Take a module of the user's as it is now: a copy, as further training would change the features unseen.
-
-    Raises
-    ------
-    ValueError
-        The side of its input is not known.
-    """
-    forward = Forward(device=device, **options)
+    """Wrap a copy of a module of the user's, as further training would change the features; its input size is known."""
+    forward = Forward(**options)
     config = getattr(module, "pretrained_cfg", None) or {}  # of timm
-    input_size = input_size or config.get("input_size", (3, None))[1]
+    input_size = config.get("input_size", (3, None))[1] if input_size is None else input_size
     if input_size is None:
-        raise ValueError(f"the input of {type(module).__name__} is not known: pass input_size=, its side in pixels.")
-    known = EncoderSpec(
-        source=NETWORK,
+        raise ValueError(f"the input size of {type(module).__name__} is unknown: pass input_size=, a side in pixels.")
+    patch_um = input_size * MPP if patch_um is None else patch_um
+    if not (input_size > 0 and patch_um > 0):
+        raise ValueError(f"input_size={input_size} and patch_um={patch_um} have to be positive.")
+    spec = EncoderSpec(
         dim=0,
         input_size=input_size,
-        patch_um=patch_um or input_size * UM,
+        patch_um=patch_um,
         architecture=type(module).__name__,
-        mean=mean or config.get("mean", EncoderSpec.mean),
-        std=std or config.get("std", EncoderSpec.std),
-        pooling="own",
+        mean=config.get("mean", EncoderSpec.mean) if mean is None else mean,
+        std=config.get("std", EncoderSpec.std) if std is None else std,
+        pooling="native",
         license="unknown",
         reference="",
     )
-    own = copy.deepcopy(module)
-    about = {"builder": "module", "sha256": hashlib.sha256(to_bytes(own.state_dict())).hexdigest()}
-    provenance = {**_about(name or type(module).__name__, known), **about}
-    return encoder_of(given_backbone(own), known, forward, provenance)
+    network = copy.deepcopy(module)
+    sha256 = hashlib.sha256(to_bytes(network.state_dict())).hexdigest()
+    provenance = {**_provenance(name or spec.architecture, spec), "builder": "module", "sha256": sha256}
+    return make_encoder(module_backbone(network), spec, forward, provenance)
 
 
 def from_record(
-    provenance: Mapping[str, Any], kept: bytes | None, kept_sha256: str, *, device: str | None
+    provenance: Mapping[str, Any], weights: bytes | None, weights_sha256: str, **options: Any
 ) -> NetworkEncoder:
-    """Build the encoder again that a record in ``uns`` tells of, from kept weights or from where they came.
+    """Rebuild the encoder of metadata in ``uns``, from kept weights or from their source.
 
     Raises
     ------
     ValueError
-        The weights are others now, or damaged.
+        The weights have changed, or are damaged.
     """
     spec = _recorded_spec(provenance)
     name = str(provenance["encoder"])
-    forward = Forward(device=device, precision=str(provenance["precision"]))  # type: ignore[arg-type]  # checked there
-    if kept is not None:
-        needed(spec.builder)
+    forward = Forward(precision=str(provenance["precision"]), **options)  # type: ignore[arg-type]  # checked there
+    if weights is not None:
+        import_optional(spec.builder)
         backbone = _backbone(spec)
-        backbone.fill(from_bytes(kept, kept_sha256), "the object")
-        own = {key: value for key, value in provenance.items() if key not in {"pooling", "precision"}}
-        return encoder_of(backbone, spec, forward, own)
-    repo_id, place = str(provenance["repo_id"]), str(provenance["file"])
-    file = from_hub(repo_id, str(provenance["revision"])) if repo_id else from_disk(place)
+        backbone.load_weights(from_bytes(weights, weights_sha256), "the object")
+        source = {key: value for key, value in provenance.items() if key not in {"pooling", "precision"}}
+        return make_encoder(backbone, spec, forward, source)
+    repo_id, path = str(provenance["repo_id"]), str(provenance["file"])
+    file = from_hub(repo_id, str(provenance["revision"])) if repo_id else from_disk(path)
     if file.sha256 != provenance["sha256"]:
         raise ValueError(
-            f"the weights of {name!r} in {str(file.path)!r} are others than the features were made with: their SHA-256 "
-            f"is {file.sha256}, it was {provenance['sha256']}. Extract the features anew, or pass encoder=."
+            f"the weights of {name!r} in {str(file.path)!r} have changed since the features were extracted: their "
+            f"SHA-256 is {file.sha256}, it was {provenance['sha256']}. Extract the features again, or pass encoder=."
         )
-    return _built(name, spec, forward, replace(file, license=str(provenance["license"])))
+    return _build(name, spec, forward, replace(file, license=str(provenance["license"])))
 
 
-def _built(name: str, spec: EncoderSpec, forward: Forward, file: WeightFile) -> NetworkEncoder:
-    """Build the network, put the weights of the file into it, and say where they came from."""
+def _build(name: str, spec: EncoderSpec, forward: Forward, file: WeightFile) -> NetworkEncoder:
+    """Build the network, load the weights of the file, and record their source."""
     backbone = _backbone(spec)
-    backbone.fill(read(file), repr(str(file.path)), (*spec.unused, *classifier_of(backbone)))
-    about = {
+    backbone.load_weights(read(file), repr(str(file.path)), (*spec.unused, *classifier_of(backbone)))
+    source = {
         "repo_id": file.repo_id,
         "revision": file.revision,
         "file": file.path.name if file.repo_id else str(file.path),
         "sha256": file.sha256,
         "gated": spec.gated or file.gated,
     }
-    return encoder_of(backbone, spec, forward, {**_about(name, spec), **about})
+    return make_encoder(backbone, spec, forward, {**_provenance(name, spec), **source})
 
 
 def _backbone(spec: EncoderSpec) -> Backbone:
@@ -162,8 +149,8 @@ def _backbone(spec: EncoderSpec) -> Backbone:
     return transformers_backbone(spec.architecture, spec.params, spec.input_size)
 
 
-def _about(name: str, spec: EncoderSpec) -> dict[str, Any]:
-    """Give what ``uns`` can hold of an encoder's making: strings, numbers and arrays."""
+def _provenance(name: str, spec: EncoderSpec) -> dict[str, Any]:
+    """Metadata of an encoder that ``uns`` can hold: strings, numbers and arrays."""
     return {
         "encoder": name,
         "builder": spec.builder,
@@ -183,27 +170,26 @@ def _about(name: str, spec: EncoderSpec) -> dict[str, Any]:
     }
 
 
-def _recorded_spec(about: Mapping[str, Any]) -> EncoderSpec:
-    """Undo :func:`_about`."""
+def _recorded_spec(provenance: Mapping[str, Any]) -> EncoderSpec:
+    """Inverse of :func:`_provenance`."""
     return EncoderSpec(
-        source=NETWORK,
-        dim=int(about["dim"]),
-        input_size=int(about["input_size"]),
-        patch_um=float(about["patch_um"]),
-        builder=str(about["builder"]),  # type: ignore[arg-type]  # one of the two, as it was written
-        architecture=str(about["architecture"]),
-        params=json.loads(str(about["params"])),
-        unused=tuple(str(about["unused"]).split()),
-        pooling=str(about["pooling"]),  # type: ignore[arg-type]
-        mean=tuple(map(float, about["mean"])),  # type: ignore[arg-type]
-        std=tuple(map(float, about["std"])),  # type: ignore[arg-type]
-        gated=bool(about["gated"]),
-        license=str(about["license"]),
+        dim=int(provenance["dim"]),
+        input_size=int(provenance["input_size"]),
+        patch_um=float(provenance["patch_um"]),
+        builder=str(provenance["builder"]),  # type: ignore[arg-type]  # one of the two, as it was written
+        architecture=str(provenance["architecture"]),
+        params=json.loads(str(provenance["params"])),
+        unused=tuple(str(provenance["unused"]).split()),
+        pooling=str(provenance["pooling"]),  # type: ignore[arg-type]
+        mean=tuple(map(float, provenance["mean"])),  # type: ignore[arg-type]
+        std=tuple(map(float, provenance["std"])),  # type: ignore[arg-type]
+        gated=bool(provenance["gated"]),
+        license=str(provenance["license"]),
         reference="",
     )
 
 
-def _found(repo_id: str, weights: Place | None, revision: str | None) -> WeightFile:
+def _weight_file(repo_id: str, weights: Source | None, revision: str | None) -> WeightFile:
     if weights is None:
         return from_hub(repo_id, revision)
     if revision is not None:
@@ -211,60 +197,70 @@ def _found(repo_id: str, weights: Place | None, revision: str | None) -> WeightF
     return from_disk(weights)
 
 
-def _params(file: WeightFile) -> dict[str, Any]:
+def _config_params(file: WeightFile) -> dict[str, Any]:
     """Arguments of the architecture from config.json, in timm's form or transformers'."""
     config = file.configs.get(CONFIGS[0], {})
     if "model_type" in config:
-        return {key: value for key, value in config.items() if key not in ABOUT}
+        return {key: value for key, value in config.items() if key != "model_type"}
     return {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
 
 
 def _hub_spec(name: str, file: WeightFile) -> EncoderSpec:
-    """Read what a repository says of its network in config.json."""
+    """Record of a repository's network, from its config.json."""
     config = file.configs.get(CONFIGS[0], {})
-    source = {"source": NETWORK, "dim": 0, "pooling": "own", "params": _params(file), "reference": ""}
+    license = file.license or "unknown"
+    kind: dict[str, Any]
     if "architecture" in config:
         colors = config.get("pretrained_cfg", config)  # older ones have no part of their own for it
         input_size = colors.get("input_size", (3, 224))[-1]
         license = file.license or colors.get("license") or "unknown"
-        kind: dict[str, Any] = {"builder": "timm", "architecture": config["architecture"]}
+        kind = {"builder": "timm", "architecture": config["architecture"]}
         mean, std = colors.get("mean", EncoderSpec.mean), colors.get("std", EncoderSpec.std)
     elif "model_type" in config:
-        eyes = file.configs.get(CONFIGS[1], {})
+        preprocessor = file.configs.get(CONFIGS[1], {})
         input_size = config.get("image_size", 224)
-        license = file.license or "unknown"
         kind = {"builder": "transformers", "architecture": config["model_type"]}
-        mean, std = eyes.get("image_mean", EncoderSpec.mean), eyes.get("image_std", EncoderSpec.std)
+        mean, std = preprocessor.get("image_mean", EncoderSpec.mean), preprocessor.get("image_std", EncoderSpec.std)
     else:
         raise ValueError(
-            f"{name!r} has no config.json that tells its architecture, as timm and transformers write it. Build the "
+            f"{name!r} has no config.json that names its architecture, as timm and transformers write it. Build the "
             "network yourself and pass it as encoder=, or pass weights= with a folder that has one."
         )
     side = int(input_size[0] if isinstance(input_size, list) else input_size)
-    seen: dict[str, Any] = {"input_size": side, "patch_um": side * UM, "mean": tuple(mean), "std": tuple(std)}
-    return EncoderSpec(**source, **kind, **seen, license=license, gated=file.gated)  # type: ignore[arg-type]
+    return EncoderSpec(
+        **kind,
+        dim=0,
+        input_size=side,
+        patch_um=side * MPP,
+        params=_config_params(file),
+        pooling="native",
+        mean=tuple(mean),
+        std=tuple(std),
+        gated=file.gated,
+        license=license,
+        reference="",
+    )
 
 
 def _timm_spec(name: str) -> EncoderSpec:
-    """Ask what timm knows of one of its networks."""
-    timm = needed("timm")
+    """Record of one of timm's networks."""
+    timm = import_optional("timm")
     try:
         config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # no such tag
         config = None
     if config is None:
         raise KeyError(
-            f"no encoder {name!r} (there are: {', '.join(sorted(ENCODERS))}, timm's networks by their names there, and "
-            "'hf-hub:owner/name'); a torch.nn.Module or an object is taken too"
+            f"no encoder {name!r}. Names are {', '.join(sorted(ENCODERS))}, those of timm's networks, and "
+            "'hf-hub:owner/name'; a torch.nn.Module or an encoder object is accepted, too."
         )
     return EncoderSpec(
-        source=NETWORK,
         dim=0,
         input_size=config.input_size[1],
-        patch_um=config.input_size[1] * UM,
+        patch_um=config.input_size[1] * MPP,
         weights=config.hf_hub_id,
         architecture=name.partition(".")[0],
-        pooling="own",
+        pooling="native",
         mean=config.mean,
         std=config.std,
         license=config.license or "unknown",
@@ -272,10 +268,10 @@ def _timm_spec(name: str) -> EncoderSpec:
     )
 
 
-def _tell_other_colors(name: str, spec: EncoderSpec, file: WeightFile) -> None:
-    """Log where the repository's own colors are others than those the network was trained with."""
+def _log_other_colors(name: str, spec: EncoderSpec, file: WeightFile) -> None:
+    """Log where the repository's color normalization differs from the one of the network's training."""
     stated = file.configs.get(CONFIGS[0], {}).get("pretrained_cfg", {}).get("mean")
     if stated is not None and not np.allclose(stated, spec.mean, atol=1e-3):
         logger.info(
-            "encoder %r: colors are centred on %s; the repository's config.json says %s", name, spec.mean, stated
+            "encoder %r: colors are centered on %s; the repository's config.json has %s", name, spec.mean, stated
         )

@@ -1,4 +1,4 @@
-"""The record of a picture, and how its pixels become RGB."""
+"""The record of an image, and the conversion of its pixels to RGB."""
 
 import os
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
-LEAST_BLOCK = 512  # pixels; strips and tiles below are read several at a time, as each costs a call
+MIN_BLOCK = 512  # pixels; smaller strips and tiles are read several at a time, as each costs a call
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture of tissue: one or several levels of detail, and how they relate to full resolution and to micrometres.
+    """An image of tissue: one or several levels, with their scale to full resolution and to micrometers.
 
-    Coordinates of one image used on another are the commonest mistake of the field, so the picture carries its scale.
-    Nothing is read until pixels are asked for. :func:`open_image` builds one from files and arrays.
+    Coordinates of one image used on another are a common mistake, so the image carries its scale. Pixels are read on
+    demand. :func:`open_image` makes one from files and arrays.
 
     Parameters
     ----------
@@ -30,16 +30,16 @@ class Image:
         dask.
     scales
         Pixels of each level per full-resolution pixel: level pixel = scale * full-resolution pixel. "Full resolution"
-        is the pixel grid that ``obsm["spatial"]`` refers to, be it stored here or not.
+        is the pixel grid that ``obsm["spatial"]`` refers to, whether stored here or not.
     mpp
-        Micrometres per full-resolution pixel, ``None`` where unknown.
+        Micrometers per full-resolution pixel, ``None`` where unknown.
     source
         The path as it was given, empty for arrays.
 
     Raises
     ------
     ValueError
-        Levels that are no pictures or not finest first; scales that are not positive or not one a level.
+        Levels that are no images or not finest first; scales that are not positive or not one per level.
 
     Examples
     --------
@@ -91,7 +91,7 @@ class Image:
         return pixels
 
     def thumbnail(self, max_side: int = 2000) -> tuple[NDArray[np.uint8], float]:
-        """Make a small antialiased picture; memory stays at a few bands of the image.
+        """Make a small antialiased copy; memory stays at a few bands of the image.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class Image:
 
         Returns
         -------
-        The picture, (h, w, 3) uint8 RGB, and its pixels per full-resolution pixel.
+        The copy, (h, w, 3) uint8 RGB, and its pixels per full-resolution pixel.
 
         Raises
         ------
@@ -110,19 +110,19 @@ class Image:
         Examples
         --------
         >>> import numpy as np
-        >>> picture, scale = Image((np.zeros((300, 200)),), (1.0,), None, "").thumbnail(30)
-        >>> picture.shape, scale
+        >>> small, scale = Image((np.zeros((300, 200)),), (1.0,), None, "").thumbnail(30)
+        >>> small.shape, scale
         ((30, 20, 3), 0.1)
         """
         from PIL import Image as Pillow  # noqa: PLC0415
 
         if max_side < 1:
-            raise ValueError(f"max_side is the longer side of a picture in pixels, at least 1; found {max_side}.")
+            raise ValueError(f"max_side is the longer side of the copy in pixels, at least 1; found {max_side}.")
         longest = max(level_size(self.levels[0]))
         target = min(max_side, longest)
         level = max(k for k, stored in enumerate(self.levels) if k == 0 or max(level_size(stored)) >= target)
         height, width = (max(1, round(side * target / longest)) for side in level_size(self.levels[0]))
-        # Rows first shrink in width, band by band, then columns in height: what Pillow does inside, hence to the bit.
+        # First in width, band by band, then in height: the order of Pillow, hence the same bits.
         narrow = np.empty((level_size(self.levels[level])[0], width, 3), np.uint8)
 
         def shrink(y: int, band: NDArray[np.uint8]) -> None:
@@ -133,68 +133,68 @@ class Image:
             return resized(Pillow.fromarray(part), height, part.shape[1])
 
         bands = self._bands(level)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the interpreter
             while pair := list(islice(bands, 2)):  # memory holds these
                 list(pool.map(shrink, *zip(*pair, strict=True)))
             stripes = list(pool.map(stripe, range(0, width, 64)))
         return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
 
     def _stored(self, level: int, *box: int) -> NDArray[Any]:
-        """Decode a part of a level that lies inside it, as (h, w) or (h, w, c)."""
+        """Pixels of a box inside a level as stored, (h, w) or (h, w, c)."""
         stored = self.levels[level]
         top, bottom, left, right = box
         try:
             if channels_first(stored.shape):
                 return np.moveaxis(np.asarray(stored[:, top:bottom, left:right]), 0, -1)
             return np.asarray(stored[top:bottom, left:right])
-        except (LookupError, RuntimeError) as error:  # what decoders and incomplete indices raise
+        except (LookupError, RuntimeError) as error:  # raised by decoders and incomplete indices
             where = f"rows {top} to {bottom}, columns {left} to {right}, level {level} of {self.source or 'the image'}"
             raise OSError(f"Damaged pixels at {where}: {error}. Copy or export the file again.") from error
 
     def _bands(self, level: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield a level from top to bottom, whole chunks at a time, each with its first row."""
+        """Bands of whole chunks of a level from top to bottom, each with its first row."""
         for y0, y1 in pairwise(block_edges(self.levels[level])[0]):
             yield y0, self.read(level, y0, y1, 0, level_size(self.levels[level])[1])
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether (c, h, w) is meant and not (h, w, c)."""
+    """Whether a shape is (c, h, w) and not (h, w, c)."""
     return len(shape) == 3 and shape[2] not in {1, 2, 3, 4} and shape[0] in {1, 3, 4}
 
 
 def level_size(stored: Any) -> tuple[int, int]:
-    """Height and width of a level, which is refused where it is no picture."""
+    """Height and width of a level, which is refused where it is no image."""
     shape, dtype = tuple(stored.shape), np.dtype(stored.dtype).newbyteorder("=")
     if dtype not in (bool, np.uint8, np.uint16) and dtype.kind != "f":
         msg = f"Pixels have to be boolean, uint8, uint16 or float in [0, 1]; found {dtype}. Convert them first."
         raise ValueError(msg)
     first = channels_first(shape)
     if 0 in shape or not (len(shape) == 2 or first or (len(shape) == 3 and shape[2] in {1, 2, 3, 4})):
-        msg = f"A picture is (h, w), (h, w, 1 to 4) or (1 or 3 or 4, h, w); found an array of shape {shape}."
+        msg = f"An image is (h, w), (h, w, 1 to 4) or (1 or 3 or 4, h, w); found an array of shape {shape}."
         raise ValueError(msg)
     return (shape[1], shape[2]) if first else (shape[0], shape[1])
 
 
 def block_edges(stored: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Borders along y and x of blocks of whole chunks, where possible at least ``LEAST_BLOCK`` pixels a side."""
-    chunks = getattr(stored, "chunks", None) or (1,) * len(stored.shape)  # what has no chunks can be cut anywhere
+    """Borders along y and x of blocks of whole chunks, where possible at least ``MIN_BLOCK`` pixels wide."""
+    chunks = getattr(stored, "chunks", None) or (1,) * len(stored.shape)  # without chunks it can be cut anywhere
     first = int(channels_first(stored.shape))
     height, width = level_size(stored)
     return _grouped(chunks[first], height), _grouped(chunks[first + 1], width)
 
 
 def _grouped(chunks: int | tuple[int, ...], side: int) -> NDArray[np.intp]:
-    """Borders of chunks (one size as in zarr, every size as in dask), thinned to steps of ``LEAST_BLOCK`` or more."""
+    """Borders of chunks (one size as in zarr, every size as in dask), thinned to steps of ``MIN_BLOCK`` or more."""
     ends = np.cumsum(chunks) if isinstance(chunks, tuple) else np.arange(chunks, side + chunks, chunks)
     borders = [0]
     for end in ends:
-        if end - borders[-1] >= LEAST_BLOCK or end >= side:
+        if end - borders[-1] >= MIN_BLOCK or end >= side:
             borders.append(min(int(end), side))
     return np.array(borders, np.intp)
 
 
 def resized(
-    picture: "Picture", height: int, width: int, box: tuple[float, float, float, float] | None = None
+    source: "PillowImage", height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> NDArray[np.uint8]:
     """Resample to (h, w, 3) by a triangle filter: antialiased where it shrinks, bilinear where it grows.
 
@@ -202,7 +202,7 @@ def resized(
     """
     from PIL import Image as Pillow  # noqa: PLC0415
 
-    return np.asarray(picture.resize((width, height), Pillow.Resampling.BILINEAR, box))
+    return np.asarray(source.resize((width, height), Pillow.Resampling.BILINEAR, box))
 
 
 def _rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:

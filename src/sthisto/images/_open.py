@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from sthisto.images._image import Image, level_size
 from sthisto.images._tiff import CONVERT, open_tiff
 
-Opened = tuple[list[Any], float | None]  # levels, and micrometres per pixel of the first
-_MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+Opened = tuple[list[Any], float | None]  # levels, and micrometers per pixel of the first
+_MICROMETERS = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 _SLIDE_FORMATS = {".mrxs", ".vms", ".vmu", ".czi", ".dcm", ".vsi"}  # .mrxs starts as a JPEG, which is only a label
 
 
 def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> Image:
-    """Open a picture of tissue, lazily where its format allows, without reading more than is needed to describe it.
+    """Open an image of tissue, lazily where its format allows.
 
-    Pictures come as files of many kinds and as arrays of many libraries; the rest of the package sees one kind. TIFFs
-    and zarr are read piece by piece when pixels are asked for (their file stays open as long as a level is in use),
-    JPEG and PNG can only be read whole. EXIF orientation is ignored: spots refer to the pixels as they are stored.
+    Images come as files of many formats and as arrays of many libraries; the rest of the package sees one type. TIFF
+    and zarr are read in parts when pixels are needed (their file stays open as long as a level is in use), JPEG and
+    PNG can only be read whole. EXIF orientation is ignored: spots refer to the pixels as they are stored.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
     scale
         Pixels of ``source`` per full-resolution pixel: ``tissue_hires_scalef`` for a hires image.
     mpp
-        Micrometres per full-resolution pixel. ``None`` takes what the file says: physical pixel sizes of OME, Aperio's
-        "MPP", resolution tags of a TIFF between 0.05 and 20 um (72 dpi means nothing). A file speaks of its own pixels,
-        which is turned into full-resolution pixels by ``scale``.
+        Micrometers per full-resolution pixel. ``None`` takes it from the file: physical pixel sizes of OME, Aperio's
+        "MPP", resolution tags of a TIFF between 0.05 and 20 um (72 dpi means nothing). A file states the size of its
+        own pixels, which ``scale`` converts to full-resolution pixels.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
     FileNotFoundError
         Nothing at the path.
     ValueError
-        No picture, a broken one, or one of a kind that is not read; ``scale`` or ``mpp`` not positive.
+        No image, a damaged one, or one of a format that is not read; ``scale`` or ``mpp`` not positive.
     TypeError
         Neither a path nor an array.
 
@@ -59,7 +59,7 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
     """
     if isinstance(source, Image):
         if scale != 1:
-            raise ValueError(f"An Image knows its scale already; scale={scale} would contradict it.")
+            raise ValueError(f"An Image has its scale already; scale={scale} would contradict it.")
         return source if mpp is None else replace(source, mpp=mpp)
     is_path = isinstance(source, str | os.PathLike)
     levels, own_mpp = _open_path(Path(source)) if is_path else (_from_arrays(source), None)
@@ -74,8 +74,8 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
 def _shrinkage(finest: tuple[int, int], size: tuple[int, int], *, stretched: bool) -> float:
     """Pixels of the finest level per pixel of this one.
 
-    Pyramids of scanners drop what does not fill a pixel: a whole number, where rounding the size explains the rest.
-    Levels that were ``stretched`` show all of the finest, whatever their size.
+    Pyramids of scanners drop what does not fill a pixel: the ratio is a whole number, where rounding of the size
+    explains the rest. Levels that were ``stretched`` show all of the finest, whatever their size.
     """
     ratios = [full / part for full, part in zip(finest, size, strict=True)]
     whole = max(1, round(ratios[0]))
@@ -88,7 +88,7 @@ def _shrinkage(finest: tuple[int, int], size: tuple[int, int], *, stretched: boo
 
 
 def _open_path(path: Path) -> Opened:
-    """Choose the reader by what the file starts with, not by its name."""
+    """Choose the reader by the first bytes of the file, not by its name."""
     if not path.exists():
         raise FileNotFoundError(f"No image at {path}; {_listing(path.parent)}.")
     if path.is_dir():
@@ -107,7 +107,7 @@ def _open_path(path: Path) -> Opened:
 
 
 def _listing(folder: Path) -> str:
-    """Say what a folder holds, in a few words."""
+    """List what a folder holds, in a few words."""
     if not folder.is_dir():
         return f"there is no folder {folder} either"
     names = sorted(entry.name for entry in folder.iterdir())
@@ -115,12 +115,12 @@ def _listing(folder: Path) -> str:
 
 
 def _read_jpeg(path: Path) -> NDArray[Any]:
-    """Decode without Pillow, which takes three times the memory and refuses more than 179 megapixels."""
+    """Decode without Pillow, which needs three times the memory."""
     import imagecodecs  # noqa: PLC0415
 
     data = path.read_bytes()
-    # The decoder fills what is missing with grey and says nothing. Coded pixels contain no markers, so a whole file has
-    # an end marker after its last start of scan.
+    # The decoder fills missing pixels with gray silently. Coded pixels contain no markers, so a whole file has an end
+    # marker after its last start of scan.
     if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError(f"{path} is truncated: the JPEG has no end. Copy or export the file again.")
     try:
@@ -130,13 +130,13 @@ def _read_jpeg(path: Path) -> NDArray[Any]:
     if pixels.ndim == 3 and pixels.shape[2] == 4:  # CMYK
         from PIL.JpegImagePlugin import JpegImageFile  # noqa: PLC0415
 
-        with JpegImageFile(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with JpegImageFile(path) as cmyk:
+            return np.asarray(cmyk.convert("RGB"))
     return pixels
 
 
 def _read_png(path: Path) -> NDArray[Any]:
-    """Decode at the depth that the file has, which Pillow does not for 16-bit color."""
+    """Decode at the file's depth, which Pillow does not for 16-bit color."""
     import imagecodecs  # noqa: PLC0415
 
     try:
@@ -167,7 +167,7 @@ def _open_zarr(path: Path) -> Opened:
 
 
 def _plane(array: Any, axes: list[str]) -> Any:
-    """Drop axes such as time and depth from a zarr array, still lazily, where they have one entry."""
+    """Drop axes such as time and depth from a zarr array, which have to have one entry."""
     import dask.array  # noqa: PLC0415
 
     extra = {name: size for name, size in zip(axes, array.shape, strict=True) if name not in {"c", "y", "x"}}
@@ -180,23 +180,23 @@ def _plane(array: Any, axes: list[str]) -> Any:
 
 
 def _ome_zarr_mpp(image: Mapping[str, Any], axes: list[dict[str, str]]) -> float | None:
-    """Micrometres per pixel of the first level along x, where the unit is stated."""
+    """Micrometers per pixel of the first level along x, where the unit is stated."""
     x = [axis["name"] for axis in axes].index("x")
-    unit = _MICROMETRES.get(axes[x].get("unit", ""))
+    unit = _MICROMETERS.get(axes[x].get("unit", ""))
     steps = [*image["datasets"][0].get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
     scales = [step["scale"][x] for step in steps if step["type"] == "scale"]
     return float(np.prod(scales) * unit) if unit and scales else None
 
 
 def _from_arrays(source: Any) -> list[Any]:
-    """List the levels of an array, a list of arrays or an xarray tree."""
+    """Levels of an array, a list of arrays or an xarray tree."""
     children = getattr(source, "children", None)
     parts = source if isinstance(source, list | tuple) else list(children.values()) if children else [source]
     return [_from_array(part) for part in parts]
 
 
 def _from_array(array: Any) -> Any:
-    """Take anything with a shape, a type and slices; of xarray, known by its attributes, what lies inside."""
+    """Check that an array has a shape, a type and slices; of xarray, known by its attributes, take the data."""
     if hasattr(array, "data_vars"):
         names = list(array.data_vars)
         if len(names) != 1:

@@ -1,4 +1,4 @@
-"""Square patches at any place and scale, cut so that each stored chunk is decoded once."""
+"""Square patches at any position and scale, cut so that each stored chunk is decoded once."""
 
 import os
 from collections import Counter
@@ -14,41 +14,40 @@ from numpy.typing import ArrayLike, NDArray
 from sthisto.images._image import Image, block_edges, resized
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
 Batch = tuple[NDArray[np.intp], NDArray[np.uint8]]  # rows (b,), patches (b, input_size, input_size, 3)
-Square = tuple[int, "Picture"]  # row, the pixels around its patch
-_IN_FLIGHT = 2**26  # bytes of cut squares that wait to be resampled: large squares go a few at a time
+Square = tuple[int, "PillowImage"]  # row, the pixels around its patch
+_IN_FLIGHT = 2**26  # bytes of squares that wait to be resampled: large squares go a few at a time
 
 
 def sample_patches(image: Image, xy: ArrayLike, side: float, input_size: int) -> NDArray[np.uint8]:
     """Cut a square patch at every point, all of one size in the tissue and one size in pixels.
 
-    Encoders want a fixed field of pixels at a fixed scale, points lie anywhere, and pictures come at any resolution:
-    each patch is taken from the coarsest level that still has the detail, made coarser by powers of two as far as that
-    keeps the detail (means of blocks of 2 x 2, 4 x 4, ... pixels, counted from the picture's corner), and resampled by
-    a triangle filter: antialiased where it shrinks, bilinear where it grows.
+    Encoders take a fixed number of pixels at a fixed scale, and images come at any resolution: each patch is taken from
+    the coarsest level that still has the detail, coarsened by powers of two as far as that keeps the detail (means of
+    blocks of 2 x 2, 4 x 4, ... pixels, counted from the image's corner), and resampled by a triangle filter:
+    antialiased where it shrinks, bilinear where it grows.
 
     The square is moved to begin on a whole pixel of that level, or of the patch where these are finer: by half a pixel
-    of the patch at most. Between pixels the filter would blur and on them it would not, and features would tell where
-    a point lies in its pixel.
+    of the patch at most. Otherwise the filter would blur between pixels and not on them, and features would depend on
+    the position of a point within its pixel.
 
     Parameters
     ----------
     image
-        The picture.
+        The image.
     xy
-        (n, 2) centres, full-resolution pixels, x then y; continuous, the centre of pixel i being i + 0.5.
+        (n, 2) centers, full-resolution pixels, x then y; continuous, the center of pixel i being i + 0.5.
     side
-        Side of the square in full-resolution pixels; micrometres / ``image.mpp``.
+        Side of the square in full-resolution pixels; micrometers / ``image.mpp``.
     input_size
         Side of a patch in its own pixels.
 
     Returns
     -------
-    Patches, (n, input_size, input_size, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where
-    ``side`` at the
-    level's scale equals ``input_size``, they are the stored pixels.
+    Patches, (n, input_size, input_size, 3) uint8 RGB, in the order of ``xy``; white beyond the border. Where ``side``
+    at the level's scale equals ``input_size``, they are the stored pixels.
 
     Raises
     ------
@@ -76,22 +75,21 @@ def sample_patches(image: Image, xy: ArrayLike, side: float, input_size: int) ->
 def patch_batches(
     image: Image, xy: ArrayLike, side: float, input_size: int, *, batch_size: int = 64, first: int = 0
 ) -> Iterator[Batch]:
-    """Yield the patches of :func:`sample_patches` in batches, in the order in which the picture is stored.
+    """Yield the patches of :func:`sample_patches` in batches, in the order in which the image is stored.
 
-    A stored chunk (a tile, or a strip as wide as the slide) costs far more to decode than a patch to cut, and so does
-    making a picture coarser. Points are visited from top to bottom, so that every chunk is decoded once and kept only
-    while a later point needs it: memory holds a band of the slide, about ``side`` plus 1000 pixels high, and never all
-    patches.
+    A stored chunk (a tile, or a strip as wide as the slide) takes far longer to decode than a patch to cut. Points are
+    visited from top to bottom, so that every chunk is decoded once and kept only while a later point needs it: memory
+    holds a band of the slide, about ``side`` plus 1000 pixels high, and never all patches.
 
     Parameters
     ----------
     image, xy, side, input_size
         As in :func:`sample_patches`.
     batch_size
-        Patches a batch; the last may be smaller.
+        Patches per batch; the last may be smaller.
     first
-        Points to pass over, counted as :func:`visiting_order` has them: work that was broken off goes on from there,
-        and the batches are those of an unbroken run where ``first`` is a multiple of ``batch_size``.
+        Points to skip, in the order of :func:`visiting_order`: interrupted work resumes there, and the batches are
+        those of an uninterrupted run where ``first`` is a multiple of ``batch_size``.
 
     Yields
     ------
@@ -114,7 +112,7 @@ def patch_batches(
     if not batch_size > 0:
         raise ValueError(f"batch_size has to be positive; found {batch_size}.")
     if first < 0:
-        raise ValueError(f"first is a number of points to pass over; found {first}.")
+        raise ValueError(f"first is a number of points to skip; found {first}.")
     plan = _plan(image, xy, side, input_size)
     return _batches(plan, input_size, batch_size, first)
 
@@ -150,11 +148,11 @@ def as_points(xy: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which pixels each patch is made of, and the order of the visit. Rectangles are left, top, right, bottom."""
+    """The pixels that each patch is made of, and the order of the visit. Rectangles are left, top, right, bottom."""
 
     image: Image
     level: int
-    early: int  # blocks are made coarser by this as they are read, each once
+    early: int  # blocks are coarsened by this as they are read, each once
     late: int  # and the square around a patch by this
     covers: NDArray[np.intp]  # (n, 4) squares to read, in pixels ``early`` times coarser than the level's
     boxes: NDArray[np.float64]  # (n, 4) the patch in its square, in pixels ``early * late`` times coarser
@@ -163,7 +161,7 @@ class _Plan:
 
 
 def _plan(image: Image, xy: ArrayLike, side: float, input_size: int) -> _Plan:
-    """Choose the level and how much coarser to make it, and sort chunked pictures' patches from top to bottom."""
+    """Choose the level and its reduction, and sort the patches of chunked images from top to bottom."""
     points = as_points(xy)
     for name, value in (("side", side), ("input_size", input_size)):
         if not (np.isfinite(value) and value > 0):
@@ -172,9 +170,9 @@ def _plan(image: Image, xy: ArrayLike, side: float, input_size: int) -> _Plan:
     step = side * image.scales[level] / input_size
     reduction = 2 ** max(0, int(np.log2(step) + 1e-6))
     step /= reduction
-    grain = min(1.0, step)
-    corners = grain * np.floor(
-        (points / side - 0.5) * input_size * step / grain + 0.5 + 1e-6
+    unit = min(1.0, step)
+    corners = unit * np.floor(
+        (points / side - 0.5) * input_size * step / unit + 0.5 + 1e-6
     )  # x.5 goes up despite rounding
     boxes = np.round(np.hstack([corners, corners + input_size * step]), 6)  # in reduced pixels
     covers = _covers(boxes, input_size)
@@ -194,7 +192,7 @@ def _plan(image: Image, xy: ArrayLike, side: float, input_size: int) -> _Plan:
 def _one_by_one(
     stored: object, covers: NDArray[np.intp], blocks: tuple[NDArray[np.intp], NDArray[np.intp]], early: int
 ) -> bool:
-    """Whether reading by blocks saves nothing: where any part can be read alone and is small beside the blocks."""
+    """Whether reading by blocks saves nothing: where any part can be read alone and is small relative to the blocks."""
     if getattr(stored, "chunks", None) is not None:
         return False
     rows, columns = _spans(blocks[0], covers[:, 1::2]), _spans(blocks[1], covers[:, ::2])
@@ -204,9 +202,9 @@ def _one_by_one(
 
 
 def _batches(plan: _Plan, input_size: int, batch_size: int, first: int) -> Iterator[Batch]:
-    """Resample the boxes in their squares, in threads (Pillow lets go of the interpreter while it works)."""
+    """Resample the boxes in their squares, in threads, as Pillow releases the interpreter."""
 
-    def resample(row: int, square: "Picture") -> NDArray[np.uint8]:
+    def resample(row: int, square: "PillowImage") -> NDArray[np.uint8]:
         left, top, right, bottom = plan.boxes[row]
         return resized(square, input_size, input_size, (left, top, right, bottom))
 
@@ -225,10 +223,10 @@ def _batches(plan: _Plan, input_size: int, batch_size: int, first: int) -> Itera
 
 
 def _covers(boxes: NDArray[np.float64], input_size: int) -> NDArray[np.intp]:
-    """Whole pixels, (n, 4) as boxes, that count in each patch: a triangle filter reaches over the square's border."""
+    """Whole pixels, (n, 4) as boxes, that count in each patch: a triangle filter extends beyond the square's border."""
     step = (boxes[:, 2:] - boxes[:, :2]) / input_size
-    reach = np.where(np.abs(step - 1) < 1e-6, 0, np.maximum(step, 1))
-    return np.hstack([np.floor(boxes[:, :2] - reach), np.ceil(boxes[:, 2:] + reach)]).astype(np.intp)
+    support = np.where(np.abs(step - 1) < 1e-6, 0, np.maximum(step, 1))
+    return np.hstack([np.floor(boxes[:, :2] - support), np.ceil(boxes[:, 2:] + support)]).astype(np.intp)
 
 
 def _squares(plan: _Plan, order: NDArray[np.intp]) -> Iterator[Square]:
@@ -237,20 +235,20 @@ def _squares(plan: _Plan, order: NDArray[np.intp]) -> Iterator[Square]:
 
     if plan.blocks is None:
         for row in order:
-            yield int(row), _reduced(_picture(plan.image, plan.level, plan.early, plan.covers[row]), plan.late)
+            yield int(row), _reduced(_read(plan.image, plan.level, plan.early, plan.covers[row]), plan.late)
         return
     y_edges, x_edges = plan.blocks
     rows, columns = _spans(y_edges, plan.covers[order, 1::2]), _spans(x_edges, plan.covers[order, ::2])
     touched = [tuple(product(range(*i), range(*j))) for i, j in zip(rows, columns, strict=True)]
     uses = Counter(chain.from_iterable(touched))
-    held: dict[tuple[int, int], Picture] = {}
-    for row, places in zip(order, touched, strict=True):
+    held: dict[tuple[int, int], PillowImage] = {}
+    for row, cells in zip(order, touched, strict=True):
         left, top, right, bottom = plan.covers[row]
         square = Pillow.new("RGB", (right - left, bottom - top), "white")
-        for i, j in places:
+        for i, j in cells:
             if (i, j) not in held:
                 box = np.array([x_edges[j], y_edges[i], x_edges[j + 1], y_edges[i + 1]])
-                held[i, j] = _picture(plan.image, plan.level, plan.early, box)
+                held[i, j] = _read(plan.image, plan.level, plan.early, box)
             square.paste(held[i, j], (int(x_edges[j] - left), int(y_edges[i] - top)))
             uses[i, j] -= 1
             if not uses[i, j]:
@@ -258,7 +256,7 @@ def _squares(plan: _Plan, order: NDArray[np.intp]) -> Iterator[Square]:
         yield int(row), _reduced(square, plan.late)
 
 
-def _picture(image: Image, level: int, reduction: int, box: NDArray[np.intp]) -> "Picture":
+def _read(image: Image, level: int, reduction: int, box: NDArray[np.intp]) -> "PillowImage":
     """Read a box, in pixels ``reduction`` times coarser than the level's."""
     from PIL import Image as Pillow  # noqa: PLC0415
 
@@ -266,12 +264,12 @@ def _picture(image: Image, level: int, reduction: int, box: NDArray[np.intp]) ->
     return _reduced(Pillow.fromarray(image.read(level, top, bottom, left, right)), reduction)
 
 
-def _reduced(picture: "Picture", reduction: int) -> "Picture":
-    return picture.reduce(reduction) if reduction > 1 else picture
+def _reduced(pixels: "PillowImage", reduction: int) -> "PillowImage":
+    return pixels.reduce(reduction) if reduction > 1 else pixels
 
 
 def _spans(edges: NDArray[np.intp], ranges: NDArray[np.intp]) -> NDArray[np.intp]:
-    """First block and end block, (n, 2), that each range of pixels (n, 2) touches; none where it lies outside."""
+    """First block and end block, (n, 2), that each range of pixels (n, 2) touches; none where it is outside."""
     first = np.searchsorted(edges, ranges[:, 0], side="right") - 1
     end = np.searchsorted(edges, ranges[:, 1], side="left")
     return np.clip(np.stack([first, end], axis=1), 0, len(edges) - 1)

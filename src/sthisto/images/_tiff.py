@@ -1,4 +1,4 @@
-"""TIFF of every kind: levels that are read piece by piece, and what the file says of its scale."""
+"""TIFF of every kind: levels that are read in parts, and the file's scale."""
 
 import logging
 import re
@@ -21,11 +21,11 @@ CONVERT = (
 )
 _UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}  # both signs for micro occur
 _TAG_UNITS = {2: 25400.0, 3: 1e4, "um": 1.0, "µm": 1.0, "\\u00B5m": 1.0, "micron": 1.0}  # inch, cm; words are ImageJ's
-_TAG_RANGE = (0.05, 20.0)  # micrometres per pixel that tags of a slide can mean; 72 and 96 dpi would be 353 and 265
+_TAG_RANGE = (0.05, 20.0)  # micrometers per pixel that tags of a slide can mean; 72 and 96 dpi would be 353 and 265
 
 
 def open_tiff(path: Path) -> tuple[list[Any], float | None]:
-    """Levels of the largest picture in a TIFF, finest first, and micrometres per pixel of the first.
+    """Levels of the largest image in a TIFF, finest first, and micrometers per pixel of the first.
 
     The file stays open as long as one of the levels is in use.
 
@@ -40,7 +40,7 @@ def open_tiff(path: Path) -> tuple[list[Any], float | None]:
         try:
             tiff = stack.enter_context(tifffile.TiffFile(path))
             series = max(tiff.series, key=lambda series: prod(series.shape))
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # what broken headers end in
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # raised by broken headers
             msg = f"{path} could not be read as a TIFF: {error}. Copy the file again, or {CONVERT}."
             raise ValueError(msg) from error
         _refuse_unreadable(path, series)
@@ -58,10 +58,7 @@ def open_tiff(path: Path) -> tuple[list[Any], float | None]:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Pixels that lie in a file as in an array, mapped while a part of them is copied.
-
-    Mapped for longer, all that was ever read would count as memory of the process.
-    """
+    """Uncompressed pixels of a file, mapped while a part of them is copied: a lasting map would fill the memory."""
 
     path: Path
     offset: int
@@ -74,7 +71,7 @@ class _Plain:
 
 
 def _refuse_unreadable(path: Path, series: Any) -> None:
-    """Refuse at once what would show in the middle of a run or, worse, not at all."""
+    """Refuse early what would otherwise fail in the middle of a run or go unnoticed."""
     from tifffile import COMPRESSION  # noqa: PLC0415
 
     if not {"Y", "X"} <= set(series.axes) <= set("YXSCQ"):
@@ -89,10 +86,10 @@ def _refuse_unreadable(path: Path, series: Any) -> None:
 
 
 def _is_plain(page: Any) -> bool:
-    """Whether the decoded numbers are grey or RGB; palettes, CMYK, white-is-zero and the like need Pillow."""
+    """Whether the decoded numbers are gray or RGB; palettes, CMYK, white-is-zero and similar need Pillow."""
     from tifffile import COMPRESSION, PHOTOMETRIC  # noqa: PLC0415
 
-    if page.photometric == PHOTOMETRIC.YCBCR:  # decoders of these turn it into RGB
+    if page.photometric == PHOTOMETRIC.YCBCR:  # decoders of these convert it to RGB
         return page.compression in {COMPRESSION.JPEG, COMPRESSION.OJPEG, COMPRESSION.APERIO_JP2000_RGB}
     return page.photometric in {PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB}
 
@@ -101,17 +98,17 @@ def _read_whole(path: Path) -> Any:
     from PIL.TiffImagePlugin import TiffImageFile  # noqa: PLC0415
 
     try:
-        with TiffImageFile(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with TiffImageFile(path) as whole:
+            return np.asarray(whole.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: this kind of TIFF could not be read: {error}. Save it as plain RGB.") from error
 
 
 def _lazy(series: Any) -> tuple[list[Any], Any]:
-    """Give a zarr array for each level, and the store that all of them keep alive."""
+    """Open a zarr array for each level, and the store that all of them keep open."""
     import zarr  # noqa: PLC0415
 
-    # Slides leave out tiles of bare glass: white, not black.
+    # Slides omit tiles of background: white, not black.
     white = np.iinfo(series.dtype).max if series.dtype.kind == "u" else 1
     store = series.aszarr(multiscales=True, fillvalue=white)
     group = zarr.open_group(store, mode="r")
@@ -119,7 +116,7 @@ def _lazy(series: Any) -> tuple[list[Any], Any]:
 
 
 def _mpp(tiff: Any, series: Any) -> float | None:
-    """Micrometres per pixel by OME, else Aperio, else the resolution tags."""
+    """Micrometers per pixel by OME, else Aperio, else the resolution tags."""
     page = series.keyframe
     for pixels in _ome_pixels(tiff):
         size, unit = pixels.get("PhysicalSizeX"), _UNITS.get(pixels.get("PhysicalSizeXUnit", "µm"))
@@ -134,7 +131,7 @@ def _mpp(tiff: Any, series: Any) -> float | None:
 
 
 def _ome_pixels(tiff: Any) -> list[ElementTree.Element]:
-    """Find what an OME-TIFF says of its pictures; nothing where that is damaged, since the pictures may not be."""
+    """List the images that an OME-TIFF describes; none where the description is damaged, as the pixels may not be."""
     if not tiff.is_ome:
         return []
     try:

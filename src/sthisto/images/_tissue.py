@@ -1,27 +1,30 @@
-"""Where a picture shows tissue, for sections of which there is nothing but the picture."""
+"""Where an image shows tissue, and whether points can belong to it."""
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter, label, uniform_filter
 
 from sthisto.images._image import Image
+from sthisto.images._patches import as_points, sample_patches
 
-DETAIL = 6  # pixels of the small picture per pitch: enough to say of a cell whether it is full
-SMALL, LARGE = 200, 2000  # longer side of the small picture, pixels
-GREY = 0.1  # (brightest - darkest color) / brightest, at most, of glass
-LEAST_GLASS = 0.01  # share of a picture below which it shows none
-STAINED = 0.85  # of the glass's darkest color: below it there is stain
+DETAIL = 6  # pixels of the thumbnail per pitch: enough to decide whether a grid cell is full
+SMALL, LARGE = 200, 2000  # longer side of the thumbnail, pixels
+GRAY = 0.1  # (brightest - darkest color) / brightest, at most, of background
+MIN_BACKGROUND = 0.01  # share of an image below which it shows none
+STAINED = 0.85  # of the background's darkest color: below it there is stain
 BLACK = 40  # of the brightest color: the border of a scan
 SPECK = 0.01  # share of all tissue below which a piece is dust
+MARGIN = 0.01  # of the image's side: spots at the border of a capture area may be a little outside the scan
+POINTS = 500  # that are enough to distinguish tissue from background
 
 
 def tissue_points(image: Image, pitch: float) -> NDArray[np.float64]:
-    """Lay a square grid of points over the tissue of a picture.
+    """Square grid of points on the tissue of an image.
 
-    A section that was only stained has no spots to refine, so its points come from the picture. Glass lets all colors
-    through alike, however bright the lamp, and stain takes some of one away: what is grey tells how bright the glass
-    is, and tissue is what is darker than that in at least one color. A picture without any grey is tissue throughout.
-    Black is the border of a scan, pieces without color are shadows, and those below a hundredth of the tissue dust.
+    A section that was only stained has no spots to refine, so its points come from the image. Background transmits all
+    colors equally, however bright the lamp, and stain absorbs some of them: the gray pixels give the brightness of the
+    background, and tissue is darker than that in at least one color. An image without gray is tissue throughout. Black
+    is the border of a scan, pieces without color are shadows, and those below a hundredth of the tissue dust.
 
     Parameters
     ----------
@@ -32,12 +35,12 @@ def tissue_points(image: Image, pitch: float) -> NDArray[np.float64]:
 
     Returns
     -------
-    (m, 2) full-resolution pixels, x then y, row by row: the sites of which half the cell or more is tissue.
+    (m, 2) full-resolution pixels, x then y, row by row: the grid points whose cell is tissue by half or more.
 
     Raises
     ------
     ValueError
-        ``pitch`` is not positive, the picture is no wider than it, or no tissue is found.
+        ``pitch`` is not positive or larger than the image, or no tissue is found.
 
     Examples
     --------
@@ -50,35 +53,115 @@ def tissue_points(image: Image, pitch: float) -> NDArray[np.float64]:
     height, width = image.shape
     if not (np.isfinite(pitch) and 0 < pitch <= min(height, width)):
         raise ValueError(
-            f"pitch={pitch}: points lie some pixels apart, at most the {min(height, width):g} px there are."
+            f"pitch={pitch}: the distance between points is positive, at most the {min(height, width):g} px of the image."
         )
     small, scale = image.thumbnail(int(np.clip(max(height, width) * DETAIL / pitch, SMALL, LARGE)))
-    share = uniform_filter(_tissue(small).astype(np.float32), max(1, round(pitch * scale)), mode="constant")
+    share = uniform_filter(_tissue_mask(small).astype(np.float32), max(1, round(pitch * scale)), mode="constant")
     rows, columns = np.indices((int(height // pitch), int(width // pitch))).reshape(2, -1)
     points = (np.column_stack([columns, rows]) + 0.5) * pitch
     x, y = np.minimum((points * scale).astype(np.intp), np.array(small.shape[1::-1]) - 1).T
-    on_tissue = share[y, x] >= 0.5
-    if not on_tissue.any():
+    full = share[y, x] >= 0.5
+    if not full.any():
         raise ValueError(
-            f"no tissue in the picture {image.source or 'given'} of {width:g} x {height:g} px at points {pitch:.4g} px "
-            "apart: is it the stained section, and brighter where there is none?"
+            f"no tissue in the image {image.source or 'given'} of {width:g} x {height:g} px at points every "
+            f"{pitch:.4g} px. Is it the stained section, on a bright background?"
         )
-    return np.asarray(points[on_tissue], dtype=np.float64)
+    return np.asarray(points[full], dtype=np.float64)
 
 
-def _tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Mask (h, w) of tissue in a small picture (h, w, 3)."""
+def _tissue_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Mask (h, w) of tissue in a thumbnail (h, w, 3)."""
     smooth = gaussian_filter(pixels.astype(np.float32), (1, 1, 0))
     darkest, brightest = smooth.min(axis=2), smooth.max(axis=2)
     scanned = brightest > BLACK
     chroma = (brightest - darkest) / np.maximum(brightest, 1)
-    grey = scanned & (chroma <= GREY)
-    glass = np.percentile(darkest[grey], 75) if grey.mean() >= LEAST_GLASS else np.inf
-    tissue = scanned & (darkest < STAINED * glass)
+    gray = scanned & (chroma <= GRAY)
+    background = np.percentile(darkest[gray], 75) if gray.mean() >= MIN_BACKGROUND else np.inf
+    tissue = scanned & (darkest < STAINED * background)
     pieces, n = label(tissue)
     sizes = np.bincount(pieces.ravel(), minlength=n + 1)
-    stained = np.bincount(pieces.ravel(), chroma.ravel()) > GREY * sizes
+    stained = np.bincount(pieces.ravel(), chroma.ravel()) > GRAY * sizes
     kept = sizes >= SPECK * sizes[1:].sum()
-    kept &= stained | ~stained[1:].any()  # shadows are grey; in a grey picture all is
+    kept &= stained | ~stained[1:].any()  # shadows are gray; in a gray image all is
     kept[0] = False
     return np.asarray(kept[pieces])
+
+
+def check_scale(image: Image, xy: ArrayLike) -> None:
+    """Refuse points that cannot belong to the image, with the likely mistake.
+
+    Coordinates of one image used on another, or with rows and columns exchanged, are a common failure of spatial tools,
+    and a silent one: patches of background still have features. Points up to 1 % of the image's side outside pass.
+    Where the exchanged coordinates fit as well, tissue decides if it is clear: more than 0.9 of the exchanged points on
+    tissue (neither bright nor black) and less than 0.5 of the points as given.
+
+    Parameters
+    ----------
+    image
+        The image, or a thumbnail of it opened with its scale, which gives the same answer sooner.
+    xy
+        (n, 2) full-resolution pixels, x then y.
+
+    Raises
+    ------
+    ValueError
+        ``xy`` is not (n, 2) finite numbers; points outside the image; points are (row, column).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> hires = Image((np.zeros((200, 100, 3), np.uint8),), (1.0,), None, "")
+    >>> check_scale(hires, [[50, 150], [90, 199]])
+    >>> check_scale(hires, [[500, 1500], [900, 1990]])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: 2 of 2 points are outside the image, which is 100 wide and 200 high ... at most 0.101.
+    """
+    points = as_points(xy)
+    height, width = image.shape
+    size = np.array([width, height])
+    outside = int((~_fits(points, size)).sum())
+    if outside:
+        raise ValueError(_scale_message(image, points, size, outside))
+    if len(points) and _fits(points[:, ::-1], size).all():
+        given, exchanged = _on_tissue(image, points)
+        if given < 0.5 and exchanged > 0.9:
+            msg = (
+                f"{given:.0%} of the points are on tissue, but {exchanged:.0%} with the two coordinates exchanged: xy "
+                "seems to be (row, column). Pass x first, xy[:, ::-1]."
+            )
+            raise ValueError(msg)
+
+
+def _fits(points: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.bool_]:
+    inside = (points >= -MARGIN * size) & (points <= (1 + MARGIN) * size)
+    return np.logical_and(inside[:, 0], inside[:, 1])
+
+
+def _scale_message(image: Image, points: NDArray[np.float64], size: NDArray[np.float64], outside: int) -> str:
+    """State what is wrong, in numbers, and the likeliest cause."""
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    found = (
+        f"{outside} of {len(points)} points are outside the image, which is {size[0]:.6g} wide and {size[1]:.6g} high "
+        f"in full-resolution pixels, at scale {image.scales[0]:.6g}: x is {x0:.6g} to {x1:.6g}, "
+        f"y is {y0:.6g} to {y1:.6g}. "
+    )
+    if _fits(points[:, ::-1], size).all():
+        return found + "They seem to be (row, column): pass x first, xy[:, ::-1]."
+    shrink = min(size / points.max(axis=0).clip(1e-9))
+    if outside > len(points) / 2 and _fits(points * shrink, size).all():
+        return found + (
+            f"Multiplied by {shrink:.3g} or less they fit: this seems to be a smaller copy of the image that the "
+            f"points refer to, such as a hires image. Open it with scale=, its pixels per full-resolution pixel (for a "
+            f"hires image tissue_hires_scalef), at most {shrink * image.scales[0]:.3g}."
+        )
+    return found + "Are they pixels of this image at full resolution, and was the image cropped?"
+
+
+def _on_tissue(image: Image, points: NDArray[np.float64]) -> tuple[float, float]:
+    """Share of points on tissue, as given and with x and y exchanged."""
+    some = points[:: -(-len(points) // POINTS)]
+    side = max(image.shape) / 200
+    colors = sample_patches(image, np.concatenate([some, some[:, ::-1]]), side, 1)[:, 0, 0]  # (2 n, 3), a mean each
+    stained = (colors.min(axis=1) < 200) & (colors.max(axis=1) > 40)
+    return float(stained[: len(some)].mean()), float(stained[len(some) :].mean())

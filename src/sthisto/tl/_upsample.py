@@ -251,4 +251,4 @@ def _looks(  # noqa: PLR0917  private, called once
         # A lattice may reach over the picture's border, the spots it was laid over may not.
         check_scale(picture, points.xy if points.site is None else places[name].xy)
         side, window = made.patch_um / made.mpp, None if made.window_um is None else made.window_um / made.mpp
-        yield encode(picture, points.xy, side, describe, window=window, batch_size=batch_size, progress=progress)
+        yield encode(picture, points.xy, side, describe, window=window, batch_size=batch_size)
