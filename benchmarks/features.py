@@ -184,9 +184,10 @@ def passes(options: argparse.Namespace) -> None:
         work = DenseTiles(image, xy, Tiling(112 / mpp, 56 / mpp, encoder.input_size, encoder.stride), encoder, batch)
         features = np.zeros((len(xy), encoder.token_dim), np.float32)
         seconds = timed(lambda: list(work.steps(features, 0)))  # noqa: B023
-        count = work.total - work.n_background
+        background = work.n_background
+        count = work.total - background
         print(
-            f"| {name} | {len(xy)} | {work.total} | {work.n_background} | {count / len(xy):.4f} = 1/{len(xy) / count:.1f} "
+            f"| {name} | {len(xy)} | {work.total} | {background} | {count / len(xy):.4f} = 1/{len(xy) / count:.1f} "
             f"| {seconds:.0f} | {each * len(xy):.0f} (from {len(some)} points, {each * len(some):.0f} s) |",
             flush=True,
         )

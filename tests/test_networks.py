@@ -593,7 +593,7 @@ def test_what_cannot_be_brought_back_is_not_kept(encoder, section):
         encoders.record(encoder, keep_weights=True)
     with pytest.raises(KeyError, match=r"encoder 'tiny' was an object and cannot be loaded by name .*pass the object"):
         encoders.restore(encoders.record(encoder))
-    with pytest.raises(KeyError, match="no encoder 'colors' to be found by name"):
+    with pytest.raises(KeyError, match="encoder 'colors' was an object"):
         encoders.restore({"encoder": "colors"})
 
 

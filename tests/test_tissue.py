@@ -79,7 +79,7 @@ def test_grey_pictures_have_tissue_too():
 
 @pytest.mark.parametrize("pitch", [0.0, -1.0, np.nan, np.inf, 301.0])
 def test_a_pitch_that_is_none(pitch):
-    with pytest.raises(ValueError, match="points is positive, at most the 300"):
+    with pytest.raises(ValueError, match="distance apart, at most the 300"):
         tissue_points(open_image(slide()), pitch)
 
 

@@ -53,7 +53,7 @@ def tissue_points(image: Image, pitch: float) -> NDArray[np.float64]:
     height, width = image.shape
     if not (np.isfinite(pitch) and 0 < pitch <= min(height, width)):
         raise ValueError(
-            f"pitch={pitch}: the distance between points is positive, at most the {min(height, width):g} px of the image."
+            f"pitch={pitch}: points are a positive distance apart, at most the {min(height, width):g} px of the image."
         )
     small, scale = image.thumbnail(int(np.clip(max(height, width) * DETAIL / pitch, SMALL, LARGE)))
     share = uniform_filter(_tissue_mask(small).astype(np.float32), max(1, round(pitch * scale)), mode="constant")
