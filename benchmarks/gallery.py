@@ -111,7 +111,7 @@ def draw_section(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> dic
     pictures = {}
     there = [[symbol for symbol in row if symbol in adata.var_names] for row in plan.shown]
     for i, symbols in enumerate(filter(None, there), 1):
-        pictures[f"markers_{i}"] = sthisto.pl.genes(adata, dense, symbols, panels=PANELS, return_fig=True)
+        pictures[f"markers_{i}"] = sthisto.pl.genes(adata, symbols, dense=dense, panels=PANELS, return_fig=True)
     uncertain = [symbol for symbol in plan.uncertain if symbol in dense.var_names]
     pictures["uncertainty"] = sthisto.pl.uncertainty(dense, uncertain, return_fig=True)
     pictures["features"] = sthisto.pl.features(adata, return_fig=True)

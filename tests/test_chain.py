@@ -72,7 +72,7 @@ def test_an_anndata_goes_the_whole_way(measured, tmp_path):
     sthisto.tl.spatial_domains(dense, "stagate", 4, params=FAST, progress=False)
     assert follows_the_tissue(dense, adata, "spatial_domain")
     for figure in (
-        pl.genes(adata, dense, GENES, return_fig=True),
+        pl.genes(adata, GENES, dense=dense, return_fig=True),
         pl.domains(dense, ["spatial_domain", "leiden"], return_fig=True),
         pl.features(adata, return_fig=True),
         pl.uncertainty(dense, GENES, return_fig=True),
@@ -123,5 +123,5 @@ def test_a_spatialdata_goes_the_whole_way(measured, tmp_path):
     dense.pl.render_shapes("spots_dense", color="spatial_domain").pl.show(ax=axes[1])
     dense.pl.render_images("spots_genes", channel=GENES[0]).pl.show(ax=axes[2])
     assert drawn(figure) > 20
-    for figure in (pl.genes(sdata["table"], table, GENES, return_fig=True), pl.domains(table, return_fig=True)):
+    for figure in (pl.genes(sdata["table"], GENES, dense=table, return_fig=True), pl.domains(table, return_fig=True)):
         assert drawn(figure) > 20

@@ -1,4 +1,4 @@
-"""What the pictures show, read back from their artists: places, sizes, colors and words."""
+"""Maps of genes, read back from their artists: positions, sizes, colors and text."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial import KDTree
 
-from sthisto import pl
+from sthisto import grids, pl
 from sthisto.datasets import synthetic, synthetic_truth
-from sthisto.pl._spots import _cell
+from sthisto.pl._colors import MIN_RANGE, WARNING
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 GENES = ["region_00", "fine_01", "hidden_03"]
@@ -61,6 +61,7 @@ def upsampled(adata, factor, library="synthetic_0"):
 
 
 def drawn(ax):
+    """Return the only collection in axes."""
     [collection] = ax.collections
     return collection
 
@@ -73,7 +74,7 @@ def corners_of(cells):
 
 
 def test_spots_are_circles_of_their_true_diameter_where_they_are(adata):
-    figure = pl.genes(adata, genes=GENES, return_fig=True)
+    figure = pl.genes(adata, GENES, return_fig=True)
     figure.canvas.draw()
     for gene, ax in zip(GENES, figure.axes, strict=False):
         spots = drawn(ax)
@@ -90,7 +91,7 @@ def test_spots_of_large_arrays_are_drawn_as_cells(across, filled):
     xy = 10.0 * np.indices((3, across)).reshape(2, -1)[::-1].T
     spots = ad.AnnData(np.arange(len(xy), dtype=np.float32)[:, None], obsm={"spatial": xy})
     spots.var_names = ["gene"]
-    [ax] = pl.genes(spots, genes="gene", show=False)
+    [ax] = pl.genes(spots, "gene", show=False)
     if filled:
         assert_allclose(np.ptp(corners_of(drawn(ax)), axis=1), 10)
     else:
@@ -98,7 +99,7 @@ def test_spots_of_large_arrays_are_drawn_as_cells(across, filled):
 
 
 def test_axes_are_those_of_the_image(adata, dense):
-    for ax in pl.genes(adata, dense, GENES, show=False):
+    for ax in pl.genes(adata, GENES, dense=dense, show=False):
         left, right = ax.get_xlim()
         bottom, top = ax.get_ylim()
         assert left < right
@@ -109,8 +110,8 @@ def test_axes_are_those_of_the_image(adata, dense):
         assert len(ax.get_xticks()) == len(ax.get_yticks()) == 0
 
 
-def test_both_panels_share_one_scale_and_the_highest_lies_where_the_data_have_it(adata, dense):
-    axes = pl.genes(adata, dense, GENES, show=False)
+def test_both_panels_share_one_scale_and_the_highest_value_is_where_the_data_have_it(adata, dense):
+    axes = pl.genes(adata, GENES, dense=dense, show=False)
     assert len(axes) == 6
     for i, gene in enumerate(GENES):
         measured, predicted = drawn(axes[2 * i]), drawn(axes[2 * i + 1])
@@ -118,7 +119,7 @@ def test_both_panels_share_one_scale_and_the_highest_lies_where_the_data_have_it
         assert measured.get_cmap() == predicted.get_cmap()
         values = adata[:, gene].X.toarray().ravel(), dense[:, gene].X.ravel()
         assert_allclose(measured.norm.vmin, min(np.percentile(v, 1) for v in values), rtol=1e-6)
-        assert_allclose(measured.norm.vmax, max(np.percentile(v, 99) for v in values), rtol=1e-6)
+        assert_allclose(measured.norm.vmax, max(np.percentile(v[v > 0], 99) for v in values), rtol=1e-6)
         spot = measured.get_offsets()[np.argmax(measured.get_array())]
         assert_array_equal(spot, adata.obsm["spatial"][np.argmax(values[0])])
         point = corners_of(predicted)[np.argmax(predicted.get_array())]
@@ -126,20 +127,20 @@ def test_both_panels_share_one_scale_and_the_highest_lies_where_the_data_have_it
 
 
 def test_limits_can_be_set_and_a_flat_gene_has_a_scale(adata):
-    [ax] = pl.genes(adata, genes="region_00", vmin=1, vmax="p50", show=False)
+    [ax] = pl.genes(adata, "region_00", vmin=1, vmax="p50", show=False)
     assert drawn(ax).norm.vmin == 1
     assert_allclose(drawn(ax).norm.vmax, np.median(adata[:, "region_00"].X.toarray()), rtol=1e-6)
     flat = adata.copy()
     flat.X = np.full(adata.shape, 2.0, np.float32)
-    [ax] = pl.genes(flat, genes="region_00", show=False)
-    assert (drawn(ax).norm.vmin, drawn(ax).norm.vmax) == (2, 3)
+    [ax] = pl.genes(flat, "region_00", show=False)
+    assert_allclose([drawn(ax).norm.vmin, drawn(ax).norm.vmax], [2, 2 + MIN_RANGE])
 
 
 @pytest.mark.parametrize(("array", "n_corners"), [("hexagonal", 6), ("square", 4)])
 def test_points_are_the_cells_of_their_lattice(array, n_corners):
     adata = synthetic(60, n_genes=10, array=array, rotation=20)
     dense = upsampled(adata, 3)
-    corners = corners_of(drawn(pl.genes(adata, dense, "region_00", show=False)[1]))
+    corners = corners_of(drawn(pl.genes(adata, "region_00", dense=dense, show=False)[1]))
     assert len(corners) == dense.n_obs
     assert_allclose(corners.mean(1), dense.obsm["spatial"])
     x, y = np.moveaxis(corners, 2, 0)
@@ -155,7 +156,7 @@ def test_a_cell_holds_what_is_nearest_to_its_point(angle, skew, random_state):
     turn = np.exp(1j * np.deg2rad(angle))
     second = turn * (skew + 1j * np.sqrt(1 - skew**2))
     basis = 7 * np.array([[turn.real, turn.imag], [second.real, second.imag]])
-    cell = mpl.path.Path(_cell(basis))
+    cell = mpl.path.Path(grids.Lattice(np.zeros(2), basis).cell)
     places = np.random.default_rng(random_state).uniform(-10, 10, (200, 2))
     lattice = (np.indices((9, 9)).reshape(2, -1).T - 4) @ basis
     distance = np.linalg.norm(places[:, None] - lattice, axis=2)
@@ -168,24 +169,24 @@ def test_a_cell_holds_what_is_nearest_to_its_point(angle, skew, random_state):
 def test_points_without_a_lattice_are_squares_of_their_spacing(adata):
     points = np.random.default_rng(0).uniform(100, 400, (80, 2))
     dense = ad.AnnData(synthetic_truth(adata, points), var=adata.var, obsm={"spatial": points})
-    corners = corners_of(drawn(pl.genes(adata, dense, "fine_01", show=False)[1]))
+    corners = corners_of(drawn(pl.genes(adata, "fine_01", dense=dense, show=False)[1]))
     spacing = np.median(KDTree(points).query(points, k=2)[0][:, 1])
     assert corners.shape == (80, 4, 2)
     assert_allclose(np.ptp(corners, axis=1), spacing)
     assert_allclose(corners.mean(1), points)
 
 
-def test_the_picture_lies_under_the_spots_in_full_resolution_pixels(adata):
+def test_the_image_is_under_the_spots_in_full_resolution_pixels(adata):
     picture = adata.uns["spatial"]["synthetic_0"]["images"]["hires"]
     height, width, _ = picture.shape
-    [ax] = pl.genes(adata, genes="fine_01", show=False)
+    [ax] = pl.genes(adata, "fine_01", show=False)
     [image] = ax.images
-    assert image.get_extent() == [0, width, height, 0]
+    assert_allclose(image.get_extent(), [0, width, height, 0])
     small = adata.copy()
     entry = small.uns["spatial"]["synthetic_0"]
     entry["images"] = {"hires": np.zeros((8, 8, 3), np.uint8), "lowres": picture[::4, ::4]}  # as a broken file has it
     entry["scalefactors"]["tissue_lowres_scalef"] = 0.25
-    [ax] = pl.genes(small, genes="fine_01", show=False)
+    [ax] = pl.genes(small, "fine_01", show=False)
     assert_allclose(ax.images[0].get_extent(), [0, width, height, 0], atol=4)
     assert_array_equal(ax.images[0].get_array(), picture[::4, ::4])
     large = adata.copy()
@@ -193,59 +194,58 @@ def test_the_picture_lies_under_the_spots_in_full_resolution_pixels(adata):
         "images": {"hires": picture.repeat(8, axis=0).repeat(8, axis=1)},
         "scalefactors": {"tissue_hires_scalef": 8.0},
     }
-    [ax] = pl.genes(large, genes="fine_01", show=False)
+    [ax] = pl.genes(large, "fine_01", show=False)
     assert max(ax.images[0].get_array().shape) <= 2000  # more would be slow and not seen
     assert_allclose(ax.images[0].get_extent(), [0, width, height, 0], atol=1)
 
 
-def test_without_a_picture_the_genes_are_drawn_all_the_same(adata):
-    assert not pl.genes(adata, genes="fine_01", image=False, show=False)[0].images
+def test_genes_are_drawn_without_an_image(adata):
+    assert not pl.genes(adata, "fine_01", image=False, show=False)[0].images
     bare = ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsm={"spatial": adata.obsm["spatial"]})
-    [ax] = pl.genes(bare, genes="fine_01", show=False)
+    [ax] = pl.genes(bare, "fine_01", show=False)
     assert not ax.images
     assert ax.get_aspect() == 1
-    assert_allclose(drawn(ax).get_widths(), 27.5, rtol=1e-3)  # 0.55 of the pitch where nothing is said
+    assert_allclose(drawn(ax).get_widths(), 27.5, rtol=1e-3)  # 0.55 of the pitch where the diameter is unknown
     assert not [artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar)]
 
 
-def test_the_scale_bar_is_as_long_as_it_says(adata, dense):
+def test_the_scale_bar_has_the_length_of_its_label(adata, dense):
     def bar(*args, **options):
         axes = pl.genes(*args, show=False, **options)
         assert not any(isinstance(artist, AnchoredSizeBar) for ax in axes[1:] for artist in ax.artists)
         bars = [artist for artist in axes[0].artists if isinstance(artist, AnchoredSizeBar)]
         return axes[0], bars[0] if bars else None
 
-    ax, found = bar(adata, dense, GENES)
+    ax, found = bar(adata, GENES, dense=dense)
     [line] = found.size_bar.get_children()
     um, unit = found.txt_label.get_text().split()
     assert unit == "µm"
     assert_allclose(line.get_width() * 2.0, float(um))  # 2 µm/px
     assert line.get_width() <= np.ptp(ax.get_xlim()) / 3
-    assert bar(adata, genes="fine_01", scale_bar=False)[1] is None
     measured = adata.copy()
     del measured.uns["spatial"]["synthetic_0"]["scalefactors"]["microns_per_pixel"]
-    assert bar(measured, genes="fine_01")[1] is None
+    assert bar(measured, "fine_01")[1] is None
     measured.uns["sthisto"] = {
         "features": {"X": {"libraries": np.array(["b", "synthetic_0"]), "mpp": np.array([1.0, 20.0])}}
     }
-    _, found = bar(measured, genes="fine_01")
+    _, found = bar(measured, "fine_01")
     [line] = found.size_bar.get_children()
     mm, unit = found.txt_label.get_text().split()
     assert unit == "mm"
     assert_allclose(line.get_width() * 20.0, 1000 * float(mm))
 
 
-def test_words(adata, dense):
+def test_titles_and_labels(adata, dense):
     named = adata.copy()
     named.var["symbol"] = ["PCP4", np.nan, *adata.var_names[2:]]
-    named.layers["sthisto"] = named.X * 2
-    figure = pl.genes(named, dense, ["region_00", "fine_01"], layer="sthisto", return_fig=True)
+    named.layers["sthisto"] = named.X / 2
+    figure = pl.genes(named, ["region_00", "fine_01"], dense=dense, layer="sthisto", return_fig=True)
     panels, bars = figure.axes[:4], figure.axes[4:]
     assert [ax.get_title("left") for ax in panels] == ["PCP4 (region_00)", "", "fine_01", ""]
     assert [ax.get_xlabel() for ax in panels] == ["sthisto", "dense"] * 2
-    assert [ax.get_ylabel() for ax in bars] == ["expression"] * 2
-    assert_allclose(drawn(panels[0]).get_array(), 2 * adata[:, "region_00"].X.toarray().ravel())
-    assert pl.genes(adata, genes="fine_01", show=False)[0].get_xlabel() == "measured"
+    assert [ax.get_ylabel() for ax in bars] == ["log-normalized expression"] * 2
+    assert_allclose(drawn(panels[0]).get_array(), 0.5 * adata[:, "region_00"].X.toarray().ravel())
+    assert pl.genes(adata, "fine_01", show=False)[0].get_xlabel() == "measured"
 
 
 def test_columns(adata, dense):
@@ -253,29 +253,30 @@ def test_columns(adata, dense):
         return [(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start) for ax in axes]
 
     four = list(adata.var_names[:4])
-    assert places(pl.genes(adata, genes=four, show=False)) == [(0, 0), (0, 1), (0, 2), (1, 0)]
-    assert places(pl.genes(adata, dense, four[:2], show=False)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert places(pl.genes(adata, dense, four[:2], ncols=2, show=False)) == [(0, i) for i in range(4)]
+    assert places(pl.genes(adata, four, show=False)) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert places(pl.genes(adata, four[:2], dense=dense, show=False)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    ten = places(pl.genes(adata, list(adata.var_names), dense=dense, show=False))
+    assert ten[:6] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]  # two genes side by side
 
 
 def test_one_section_of_several():
     pair = synthetic(40, n_genes=10, n_sections=2)
     second = pair[pair.obs["library"] == "synthetic_1"]
-    [ax] = pl.genes(pair, genes="fine_01", library="synthetic_1", library_key="library", show=False)
+    [ax] = pl.genes(second, "fine_01", library_key="library", show=False)
     assert_array_equal(drawn(ax).get_offsets(), second.obsm["spatial"])
     height, width, _ = pair.uns["spatial"]["synthetic_1"]["images"]["hires"].shape
-    assert ax.images[0].get_extent() == [0, width, height, 0]
+    assert_allclose(ax.images[0].get_extent(), [0, width, height, 0])
     dense = upsampled(second.copy(), 2, "synthetic_1")
     dense.obs["library"] = "synthetic_1"
-    axes = pl.genes(pair, dense, "fine_01", library="synthetic_1", library_key="library", show=False)
+    axes = pl.genes(second, "fine_01", dense=dense, library_key="library", show=False)
     assert len(drawn(axes[1]).get_offsets()) == dense.n_obs
-    with pytest.raises(KeyError, match="no section 'third'"):
-        pl.genes(pair, genes="fine_01", library="third", library_key="library", show=False)
+    with pytest.raises(KeyError, match="dense has no points of section 'synthetic_0'"):
+        pl.genes(pair, "fine_01", dense=dense, library_key="library", show=False)
 
 
 def test_the_objects_are_left_alone(adata, dense):
     before = adata.copy(), dense.copy()
-    pl.genes(adata, dense, GENES, show=False)
+    pl.genes(adata, GENES, dense=dense, show=False)
     for now, then in zip((adata, dense), before, strict=True):
         assert set(now.uns) == set(then.uns)
         assert_array_equal(now.obsm["spatial"], then.obsm["spatial"])
@@ -284,21 +285,25 @@ def test_the_objects_are_left_alone(adata, dense):
 
 def test_what_cannot_be_drawn_is_refused(adata, dense):
     with pytest.raises(ValueError, match="no gene to draw"):
-        pl.genes(adata)
+        pl.genes(adata, [])
+    with pytest.raises(TypeError, match=r"genes= is an AnnData: .* pass dense points as dense="):
+        pl.genes(adata, dense)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ncols'"):
+        pl.genes(adata, "fine_01", ncols=2)
     with pytest.raises(KeyError, match=r"\['region_0'\] are not in adata.*such as .*'region_00'"):
-        pl.genes(adata, genes=["region_0", "fine_01"])
+        pl.genes(adata, ["region_0", "fine_01"])
     with pytest.raises(KeyError, match=r"\['fine_01'\] are not in dense"):
-        pl.genes(adata, dense[:, ["region_00"]].copy(), "fine_01")
+        pl.genes(adata, "fine_01", dense=dense[:, ["region_00"]].copy())
     with pytest.raises(KeyError, match=r"no layer 'sthisto' in adata.layers \(found: \['counts'\]"):
-        pl.genes(adata, genes="fine_01", layer="sthisto")
-    with pytest.raises(ValueError, match="'max' is no limit"):
-        pl.genes(adata, genes="fine_01", vmax="max")
-    with pytest.raises(ValueError, match="'p101' is no limit"):
-        pl.genes(adata, genes="fine_01", vmax="p101")
+        pl.genes(adata, "fine_01", layer="sthisto")
+    with pytest.raises(ValueError, match="'max' is not a color limit"):
+        pl.genes(adata, "fine_01", vmax="max")
+    with pytest.raises(ValueError, match="'p101' is not a color limit"):
+        pl.genes(adata, "fine_01", vmax="p101")
     denoised = adata.copy()
     denoised.layers["sthisto"] = np.full(adata.shape, np.nan, np.float32)
     with pytest.raises(ValueError, match=r"\['fine_01'\] have no values"):
-        pl.genes(denoised, genes="fine_01", layer="sthisto")
+        pl.genes(denoised, "fine_01", layer="sthisto")
 
 
 @pytest.mark.parametrize(
@@ -308,11 +313,11 @@ def test_show_save_and_return(adata, tmp_path, monkeypatch, interactive, show, s
     calls = []
     monkeypatch.setattr(plt, "isinteractive", lambda: interactive)
     monkeypatch.setattr(plt, "show", lambda: calls.append(1))
-    result = pl.genes(adata, genes="fine_01", show=show, save=tmp_path / "picture.png")
+    result = pl.genes(adata, "fine_01", show=show, save=tmp_path / "picture.png")
     assert len(calls) == shown
     assert (result is None) == bool(shown)
     assert plt.imread(tmp_path / "picture.png").std() > 0
-    assert isinstance(pl.genes(adata, genes="fine_01", return_fig=True), plt.Figure)
+    assert isinstance(pl.genes(adata, "fine_01", return_fig=True), plt.Figure)
 
 
 def test_a_visium_section():
@@ -320,7 +325,7 @@ def test_a_visium_section():
     if not path.exists():
         pytest.skip("the DLPFC section is not here")
     adata = ad.read_h5ad(path)
-    [ax] = pl.genes(adata, genes="ENSG00000183036", show=False)
+    [ax] = pl.genes(adata, "ENSG00000183036", show=False)
     assert len(drawn(ax).get_offsets()) == adata.n_obs
     corners = corners_of(drawn(ax))  # of more spots than discs could be told apart of
     assert_allclose(np.ptp(corners, axis=1).min(axis=1), 137, rtol=0.02)  # as wide as the pitch, pixels
@@ -341,68 +346,70 @@ def test_measured_denoised_dense_and_uncertain_side_by_side(adata, dense):
     adata, dense = predicted(adata), dense.copy()
     dense.layers["std"] = dense.X / 7
     kinds = ["measured", "denoised", "dense", "uncertainty"]
-    figure = pl.genes(adata, dense, ["region_00", "fine_01"], panels=kinds, return_fig=True)
+    figure = pl.genes(adata, ["region_00", "fine_01"], dense=dense, panels=kinds, return_fig=True)
     panels, bars = figure.axes[:8], figure.axes[8:]
     assert [ax.get_xlabel() for ax in panels] == kinds * 2
-    assert [ax.get_ylabel() for ax in bars] == ["expression", "std of expression"] * 2
+    assert [ax.get_ylabel() for ax in bars] == ["log-normalized\nexpression", "std of expression"] * 2
     measured, denoised, points, uncertain = (drawn(ax) for ax in panels[4:])
     assert measured.norm is denoised.norm is points.norm is not uncertain.norm
     assert measured.get_cmap() != uncertain.get_cmap()
     assert_array_equal(denoised.get_array(), adata[:, "fine_01"].layers["sthisto"].ravel())
     assert_array_equal(uncertain.get_array(), dense[:, "fine_01"].layers["std"].ravel())
     assert_allclose(uncertain.norm.vmax, np.percentile(dense[:, "fine_01"].layers["std"], 99), rtol=1e-6)
-    [ax] = pl.genes(adata, genes="fine_01", panels="uncertainty", show=False)  # of the spots without dense points
+    [ax] = pl.genes(adata, "fine_01", panels="uncertainty", show=False)  # of the spots without dense points
     assert_array_equal(drawn(ax).get_array(), adata[:, "fine_01"].layers["sthisto_std"].ravel())
 
 
 def test_panels_that_cannot_be_drawn_are_refused(adata, dense):
     with pytest.raises(ValueError, match="no panel 'raw': there are 'measured', 'denoised', 'dense' and"):
-        pl.genes(adata, genes="fine_01", panels=["raw"])
+        pl.genes(adata, "fine_01", panels=["raw"])
     with pytest.raises(ValueError, match="pass it as dense="):
-        pl.genes(adata, genes="fine_01", panels=["dense"])
+        pl.genes(adata, "fine_01", panels=["dense"])
     with pytest.raises(KeyError, match=r"no layer 'sthisto' in adata.layers .*run sthisto.tl.predict"):
-        pl.genes(adata, dense, "fine_01", panels=["measured", "denoised"])
+        pl.genes(adata, "fine_01", dense=dense, panels=["measured", "denoised"])
     with pytest.raises(KeyError, match=r"no layer 'std' in dense\.layers"):
-        pl.genes(adata, dense, "fine_01", panels=["uncertainty"])
-    with pytest.raises(TypeError, match="this is dict"):
+        pl.genes(adata, "fine_01", dense=dense, panels=["uncertainty"])
+    with pytest.raises(TypeError, match="not dict"):
         pl.genes({}, genes="fine_01")
 
 
-def test_genes_that_are_not_foretold_are_marked(adata, dense):
+def test_titles_have_the_held_out_correlation_and_warnings(adata, dense):
     measured, adata = adata, adata.copy()
     adata.var["pcc_heldout"] = 0.5
     adata.var["qvalue_heldout"] = 0.01
-    adata.var.loc["fine_01", "qvalue_heldout"] = 0.05
+    adata.var.loc["fine_01", "qvalue_heldout"] = 0.06
     adata.var.loc["hidden_03", "pcc_heldout"] = 0.04
     adata.var.loc["noise_04", ["pcc_heldout", "qvalue_heldout"]] = np.nan
     names = [*GENES, "noise_04"]
-    figure = pl.genes(adata, dense, names, return_fig=True)
-    titles = [ax.get_title("left") for ax in figure.axes[: 2 * len(names) : 2]]
-    assert titles[0] == "region_00"
-    assert titles[1] == "fine_01\nnot foretold on hidden spots: r 0.50, q 0.05"
-    assert titles[2] == "hidden_03\nnot foretold on hidden spots: r 0.04, q 0.01"
+    figure = pl.genes(adata, names, dense=dense, return_fig=True)
+    titles = [ax.get_title("left").replace("\n", " ") for ax in figure.axes[: 2 * len(names) : 2]]
+    assert titles[0] == "region_00 held-out r 0.50"
+    assert titles[1] == "fine_01 no significant link to the image: q 0.06 (held-out r 0.50)"
+    assert titles[2] == "hidden_03 poorly predicted on held-out spots: r 0.04"
+    colors = [ax._left_title.get_color() for ax in figure.axes[: 2 * len(names) : 2]]
+    assert [color == WARNING for color in colors] == [False, True, True, False]
     assert titles[3] == "noise_04"  # never scored: nothing is known
-    assert pl.genes(adata, genes="fine_01", show=False)[0].get_title("left") == "fine_01"  # measured, not predicted
+    assert pl.genes(adata, "fine_01", show=False)[0].get_title("left") == "fine_01"  # measured, not predicted
     dense = dense.copy()
     dense.var = adata.var.drop(columns="qvalue_heldout")  # as upsample hands it on
-    head, _ = pl.genes(measured, dense, "hidden_03", show=False)
-    assert head.get_title("left") == "hidden_03\nnot foretold on hidden spots: r 0.04"
+    head, _ = pl.genes(measured, "hidden_03", dense=dense, show=False)
+    assert head.get_title("left") == "hidden_03\npoorly predicted on held-out spots: r 0.04"
 
 
-def test_the_picture_beside(adata, dense):
-    axes = pl.genes(adata, dense, ["region_00", "fine_01"], image="beside", show=False)
-    assert [ax.get_xlabel() for ax in axes] == ["picture", "measured", "dense"] * 2
+def test_the_image_in_a_panel_of_its_own(adata, dense):
+    axes = pl.genes(adata, ["region_00", "fine_01"], dense=dense, image="panel", show=False)
+    assert [ax.get_xlabel() for ax in axes] == ["image", "measured", "dense"] * 2
     assert [len(ax.images) for ax in axes] == [1, 0, 0] * 2
     assert [len(ax.collections) for ax in axes] == [0, 1, 1] * 2
     assert axes[0].images[0].get_alpha() == 1
     assert axes[0].get_xlim() == axes[1].get_xlim()
     bare = ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsm={"spatial": adata.obsm["spatial"]})
-    assert len(pl.genes(bare, genes="fine_01", image="beside", show=False)) == 1
+    assert len(pl.genes(bare, "fine_01", image="panel", show=False)) == 1
 
 
 def test_several_sections_have_one_scale_and_their_own_frames():
     pair = synthetic(40, n_genes=10, n_sections=2)
-    axes = pl.genes(pair, genes=["region_00", "fine_01"], library_key="library", show=False)
+    axes = pl.genes(pair, ["region_00", "fine_01"], library_key="library", show=False)
     assert [ax.get_title("left") for ax in axes] == [
         f"{gene}, {name}" for gene in ("region_00", "fine_01") for name in ("synthetic_0", "synthetic_1")
     ]
@@ -416,8 +423,8 @@ def test_several_sections_have_one_scale_and_their_own_frames():
 
 
 def test_opacity_is_of_all_points_together(adata, dense):
-    plain = pl.genes(adata, dense, "fine_01", return_fig=True)
-    faded = pl.genes(adata, dense, "fine_01", alpha=0.5, return_fig=True)
+    plain = pl.genes(adata, "fine_01", dense=dense, return_fig=True)
+    faded = pl.genes(adata, "fine_01", dense=dense, alpha=0.5, return_fig=True)
     assert plain.axes[0].images[0].get_alpha() < faded.axes[0].images[0].get_alpha()  # the tissue shines through
     for ax in faded.axes[:2]:
         for image in ax.images:
@@ -434,40 +441,42 @@ def test_opacity_is_of_all_points_together(adata, dense):
 def test_bins_as_wide_as_their_pitch_are_squares(adata):
     """As Visium HD's are, in tables of spots."""
     bins = synthetic(60, n_genes=10, array="square", pitch_um=16)
-    assert isinstance(drawn(pl.genes(bins, genes="fine_01", show=False)[0]), EllipseCollection)
+    assert isinstance(drawn(pl.genes(bins, "fine_01", show=False)[0]), EllipseCollection)
     bins.uns["spatial"]["synthetic_0"]["scalefactors"]["spot_diameter_fullres"] = 8.0  # px: 16 µm at 2 µm/px
-    corners = corners_of(drawn(pl.genes(bins, genes="fine_01", show=False)[0]))
+    corners = corners_of(drawn(pl.genes(bins, "fine_01", show=False)[0]))
     assert_allclose(np.ptp(corners, axis=1), 8, rtol=1e-6)
     assert_allclose(corners.mean(1), bins.obsm["spatial"], atol=1e-6)
 
 
 def test_genes_are_drawn_into_given_axes(adata, dense):
     _, axes = plt.subplots(2, 2)
-    assert pl.genes(adata, dense, ["region_00", "fine_01"], ax=axes, show=False) == list(axes.ravel())
+    assert pl.genes(adata, ["region_00", "fine_01"], dense=dense, ax=axes, show=False) == list(axes.ravel())
     assert len(axes[1, 1].collections) == 1
     single, ax = plt.subplots()
-    assert pl.genes(adata, genes="fine_01", ax=ax, return_fig=True) is single
-    with pytest.raises(ValueError, match="ax holds 4 axes; this picture has 2 panels"):
-        pl.genes(adata, dense, "fine_01", ax=axes)
+    assert pl.genes(adata, "fine_01", ax=ax, return_fig=True) is single
+    with pytest.raises(ValueError, match="ax holds 4 axes; this figure has 2 panels"):
+        pl.genes(adata, "fine_01", dense=dense, ax=axes)
 
 
-def test_places_without_a_value_are_grey(adata):
+def test_spots_without_a_value_are_grey(adata):
     holes = adata.copy()
     holes.layers["holes"] = holes.X.toarray()
     holes.layers["holes"][:5] = np.nan
-    figure = pl.genes(holes, genes="fine_01", layer="holes", return_fig=True)
+    figure = pl.genes(holes, "fine_01", layer="holes", return_fig=True)
     figure.canvas.draw()
     colors = drawn(figure.axes[0]).get_facecolors()
     assert_allclose(colors[:5], np.tile(mpl.colors.to_rgba("#c8c8c8"), (5, 1)))
     assert not (np.abs(colors[5:] - colors[0]) < 1e-6).all(axis=1).any()
 
 
-def test_pictures_are_of_a_notebooks_width(adata, dense):
+def test_figures_have_a_notebooks_width_and_labels_do_not_overlap(adata, dense):
     adata = predicted(adata)
+    adata.var["pcc_heldout"], adata.var["qvalue_heldout"] = 0.63, 0.06
     for panels in (["measured"], ["measured", "denoised", "dense"]):
-        for genes in (["region_00"], [*GENES, "noise_04"]):
-            figure = pl.genes(adata, dense, genes, panels=panels, return_fig=True)
+        for genes in (["region_00"], [*GENES, "noise_04"], list(adata.var_names)):
+            figure = pl.genes(adata, genes, dense=dense, panels=panels, return_fig=True)
             assert figure.get_figwidth() <= 9
+            assert figure.get_figheight() < 16
             figure.canvas.draw()
             renderer = figure.canvas.get_renderer()
             words = [ax.title.get_window_extent(renderer) for ax in figure.axes if ax.get_title()]
@@ -475,3 +484,87 @@ def test_pictures_are_of_a_notebooks_width(adata, dense):
             words += [ax.xaxis.label.get_window_extent(renderer) for ax in figure.axes if ax.get_xlabel()]
             words += [artist.get_window_extent(renderer) for ax in figure.axes for artist in ax.artists]
             assert not [(a, b) for i, a in enumerate(words) for b in words[:i] if a.overlaps(b)]
+
+
+def test_a_rare_genes_noise_does_not_fill_the_color_scale(adata, dense):
+    rare, noise = adata.copy(), dense.copy()
+    rare.X = np.zeros(adata.shape, np.float32)
+    rare.X[0] = 4.0  # the 99th percentile of 60 spots is below it, of 600 it would be 0
+    noise.X = np.random.default_rng(0).uniform(0.005, 0.016, dense.shape).astype(np.float32)
+    measured, _ = pl.genes(rare, "fine_01", dense=noise, show=False)
+    assert drawn(measured).norm.vmax == 4
+    noise.var = adata.var
+    [alone] = pl.genes(noise, "fine_01", show=False)
+    low, high = drawn(alone).norm.vmin, drawn(alone).norm.vmax
+    assert_allclose(high - low, MIN_RANGE)
+
+
+def test_color_bars_show_that_values_are_beyond_them(adata):
+    def extension(**limits):
+        figure = pl.genes(adata, "region_00", return_fig=True, **limits)
+        return figure.axes[-1]._colorbar.extend
+
+    assert extension() in {"max", "both"}
+    assert extension(vmin="p0", vmax="p100") == "neither"
+    assert extension(vmin="p50", vmax="p100") == "min"
+    assert extension(vmin="p50", vmax="p90") == "both"
+    assert extension(norm=mpl.colors.Normalize(-1, 0.1)) == "max"
+
+
+def test_counts_have_a_color_scale_of_their_own(adata, dense):
+    figure = pl.genes(adata, "region_00", dense=dense, layer="counts", return_fig=True)
+    assert [ax.get_ylabel() for ax in figure.axes[2:]] == ["counts", "log-normalized expression"]
+    scaled = adata.copy()
+    scaled.X = scaled.X.toarray() - scaled.X.max()
+    assert pl.genes(scaled, "region_00", return_fig=True).axes[1].get_ylabel() == "expression"
+
+
+@pytest.mark.parametrize("kind", ["channels first", "uint16", "text factor", "array factor"])
+def test_images_of_every_kind_that_features_are_extracted_from(adata, kind):
+    other = adata.copy()
+    entry = other.uns["spatial"]["synthetic_0"]
+    picture = entry["images"]["hires"]
+    if kind == "channels first":
+        entry["images"]["hires"] = np.moveaxis(picture, -1, 0)
+    elif kind == "uint16":
+        entry["images"]["hires"] = picture.astype(np.uint16) * 257
+    else:
+        entry["scalefactors"]["tissue_hires_scalef"] = "1.0" if kind == "text factor" else np.array([1.0])
+    [ax] = pl.genes(other, "fine_01", show=False)
+    [image] = ax.images
+    assert_allclose(image.get_extent(), [0, picture.shape[1], picture.shape[0], 0])
+    assert_array_equal(image.get_array(), picture)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        np.zeros(3),
+        {"images": None, "scalefactors": None},
+        {"images": {"hires": None}, "scalefactors": {"tissue_hires_scalef": 1.0}},
+        {"images": {"hires": np.zeros((0, 0, 3))}, "scalefactors": {"tissue_hires_scalef": 1.0}},
+        {"images": {"hires": np.eye(3)}, "scalefactors": {"tissue_hires_scalef": None, "spot_diameter_fullres": "n/a"}},
+        {"images": {"hires": np.eye(3)}, "scalefactors": {"tissue_hires_scalef": np.array([])}},
+    ],
+)
+def test_entries_without_a_usable_image_are_drawn_without_one(adata, entry):
+    other = adata.copy()
+    other.uns["spatial"] = {"synthetic_0": entry}
+    [ax] = pl.genes(other, "fine_01", show=False)
+    assert not ax.images
+    assert_allclose(drawn(ax).get_widths(), 27.5, rtol=1e-3)
+
+
+def test_an_image_of_another_range_is_not_drawn_and_named(adata):
+    other = adata.copy()
+    other.uns["spatial"]["synthetic_0"]["images"]["hires"] = np.full((9, 9), 300.0) * np.arange(9)
+    with pytest.warns(UserWarning, match=r"the 'hires' image of section 'synthetic_0' is not drawn: Float pixels"):
+        pl.genes(other, "fine_01", show=False)
+
+
+def test_text_and_scale_bars_are_visible_on_dark_backgrounds(adata):
+    with plt.style.context("dark_background"):
+        [ax] = pl.genes(adata, "fine_01", show=False)
+    [bar] = [artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar)]
+    assert mpl.colors.to_hex(bar.size_bar.get_children()[0].get_edgecolor()) == "#ffffff"

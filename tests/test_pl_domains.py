@@ -1,4 +1,4 @@
-"""Pictures of labels: their places, their colors and how far they agree."""
+"""Maps of labels: their positions, colors and agreement."""
 
 import matplotlib as mpl
 
@@ -76,15 +76,15 @@ def test_labels_are_filled_cells_where_the_spots_are(adata):
     assert ax.get_title() == "region"
 
 
-def test_spots_printed_a_little_off_leave_no_gaps():
+def test_print_jitter_leaves_no_gaps():
     square = synthetic(80, n_genes=10, array="square", rotation=5)
     sites = square.obsm["spatial"].copy()
     square.obsm["spatial"] = sites + np.random.default_rng(0).normal(0, 0.05 * 50, sites.shape)
     [ax] = pl.domains(square, "region", show=False)
-    centres = drawn(ax).get_offsets()
+    centers = drawn(ax).get_offsets()
     lattice = grids.Lattice.fit(square.obsm["spatial"])
-    assert_allclose(centres, lattice.points(lattice.index(centres)), atol=1e-6)
-    assert np.linalg.norm(centres - square.obsm["spatial"], axis=1).max() < 25  # half a pitch
+    assert_allclose(centers, lattice.points(lattice.index(centers)), atol=1e-6)
+    assert np.linalg.norm(centers - square.obsm["spatial"], axis=1).max() < 25  # half a pitch
     scattered = square[:40].copy()
     scattered.obsm["spatial"] = np.random.default_rng(0).uniform(0, 400, (40, 2))
     [ax] = pl.domains(scattered, "region", show=False)
@@ -118,7 +118,7 @@ def test_labels_that_overlap_nothing_have_colors_of_their_own(adata):
     assert len(known & set(shown.values())) == len(known)
 
 
-def test_labels_that_are_missing_are_grey_and_do_not_count(adata):
+def test_missing_labels_are_grey_and_do_not_count(adata):
     reference, mine = pl.domains(adata, "mine", reference="holes", show=False)
     missing = adata.obs["holes"].isna().to_numpy()
     assert {c for c, gone in zip(colors(reference), missing, strict=True) if gone} == {NONE}
@@ -128,7 +128,7 @@ def test_labels_that_are_missing_are_grey_and_do_not_count(adata):
     assert mine.get_title() == "mine: ARI 1.00"
 
 
-def test_dense_labels_are_carried_to_the_spots(adata):
+def test_spots_have_the_label_of_the_nearest_dense_point(adata):
     dense = laid(adata)
     dense.obs["mine"] = dense.obs["mine"].map(lambda label: f"d{label}")
     reference, mine, points = pl.domains(adata, "mine", reference="region", dense=dense, show=False)
@@ -140,7 +140,7 @@ def test_dense_labels_are_carried_to_the_spots(adata):
     assert len(drawn(alone).get_offsets()) == dense.n_obs
 
 
-def test_colors_are_those_scanpy_keeps_or_the_users(adata):
+def test_colors_are_those_stored_by_scanpy_or_given(adata):
     kept = adata.copy()
     n = len(kept.obs["region"].cat.categories)
     kept.uns["region_colors"] = ["#%02x0000" % (20 * i + 20) for i in range(n)]
@@ -184,12 +184,12 @@ def test_several_sections_share_their_colors():
     assert all(every[name] == color for ax in (axes[1], axes[4]) for name, color in named(ax).items())
     assert [ax.get_title() for ax in axes[2::3]] == ["mine: ARI 1.00"] * 2
     assert axes[0].images
-    [one] = pl.domains(pair, "mine", library="synthetic_1", library_key="library", legend=False, show=False)
-    assert_allclose(drawn(one).get_offsets(), pair[pair.obs["library"] == "synthetic_1"].obsm["spatial"], atol=1e-6)
-    assert one.get_legend() is None
+    second = pair[pair.obs["library"] == "synthetic_1"]
+    [one] = pl.domains(second, "mine", library_key="library", show=False)
+    assert_allclose(drawn(one).get_offsets(), second.obsm["spatial"], atol=1e-6)
 
 
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(adata):
+def test_invalid_input_is_refused_and_nothing_is_written(adata):
     before = adata.copy()
     with pytest.raises(KeyError, match=r"no column 'spatial_domain' in adata\.obs \(found: .*'mine'"):
         pl.domains(adata)
@@ -204,7 +204,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(adata):
         pl.domains(wrong, "share")
     with pytest.raises(ValueError, match=r"adata\.obs\['none'\] has no label"):
         pl.domains(wrong, "none")
-    with pytest.raises(ValueError, match="ax holds 1 axes; this picture has 2 panels"):
+    with pytest.raises(ValueError, match="ax holds 1 axes; this figure has 2 panels"):
         pl.domains(adata, "mine", reference="region", ax=plt.gca())
     pl.domains(adata, "mine", reference="region", show=False)
     assert set(adata.uns) == set(before.uns)

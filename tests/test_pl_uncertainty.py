@@ -1,4 +1,4 @@
-"""Pictures of image features and of standard deviations, read back from their artists."""
+"""Maps of image features and of standard deviations, read back from their artists."""
 
 import matplotlib as mpl
 
@@ -16,7 +16,7 @@ from sthisto import pl
 from sthisto.datasets import synthetic
 from sthisto.pl._features import component_colors
 
-FAR = "extrapolated"
+EXTRAPOLATED = "extrapolated"
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_features_are_their_first_components_as_colors(adata):
             up, down = ranks(scores[:, channel]), ranks(-scores[:, channel])
             order = ranks(shown[:, channel])
             assert (order == up).all() or (order == down).all()
-        share = ", ".join(f"{each:.0%}" for each in pca.explained_variance_ratio_)
+        share = ", ".join(f"{part:.0%}" for part in pca.explained_variance_ratio_)
         assert panel.get_xlabel() == f"red, green, blue: {share} of variance"
         assert picture.images
         assert picture.get_title("left") == f"X_histo, synthetic_{number}"
@@ -90,10 +90,12 @@ def test_features_that_cannot_be_drawn_are_refused(adata):
     with pytest.raises(KeyError, match=r"no image features 'X_uni' in adata\.obsm \(found: "):
         pl.features(one, "X_uni", library_key="library")
     one.obsm["flat"] = np.tile(np.arange(100.0)[:, None], (1, 6))
-    with pytest.raises(ValueError, match=r"obsm\['flat'\] of shape \(100, 6\) does not vary in three directions"):
+    with pytest.raises(
+        ValueError, match=r"obsm\['flat'\] of shape \(100, 6\) has fewer than three principal components"
+    ):
         pl.features(one, "flat", library_key="library")
     one.obsm["none"] = np.ones((100, 6))
-    with pytest.raises(ValueError, match="does not vary in three directions"):
+    with pytest.raises(ValueError, match="fewer than three principal components"):
         pl.features(one, "none", library_key="library")
     one.obsm["holes"] = np.full((100, 6), np.nan)
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -106,7 +108,7 @@ def test_features_without_their_picture_and_in_given_axes(adata):
     assert len(panel.collections[0].get_facecolors()) == 100
     figure, axes = plt.subplots(1, 2)
     assert pl.features(one, library_key="library", ax=axes, return_fig=True) is figure
-    with pytest.raises(ValueError, match="ax holds 1 axes; this picture has 2 panels"):
+    with pytest.raises(ValueError, match="ax holds 1 axes; this figure has 2 panels"):
         pl.features(one, library_key="library", ax=axes[0])
 
 
@@ -128,7 +130,7 @@ def test_uncertainty_is_drawn_in_the_units_of_the_expression(adata):
         values = dense[:, gene].layers["std"].ravel()
         assert_array_equal(cells.get_array(), values)
         assert_allclose([cells.norm.vmin, cells.norm.vmax], np.percentile(values, [1, 99]), rtol=1e-6)
-        assert len(cells.get_paths()[0].vertices) == 7  # a map without gaps, though nothing says how wide a point is
+        assert len(cells.get_paths()[0].vertices) == 7  # without gaps, though the width of a point is not known
         assert ax.get_title("left") == gene
     assert [ax.get_ylabel() for ax in bars] == ["std of expression"] * 2
 
@@ -143,7 +145,7 @@ def test_uncertainty_of_denoised_spots(adata):
     assert_allclose(shares[spots[:, "fine_01"].X.toarray().ravel() > 1], 1 / 3, rtol=1e-5)
 
 
-def test_a_share_of_next_to_nothing_does_not_outshine_the_rest(adata):
+def test_ratios_to_nearly_zero_do_not_dominate_the_map(adata):
     dense = dense_of(adata)
     dense.X[:3, 0], dense.X[3:, 0] = 1e-9, 2.0
     dense.layers["std"][:, 0] = 0.5
@@ -155,10 +157,10 @@ def test_a_share_of_next_to_nothing_does_not_outshine_the_rest(adata):
     pl.uncertainty(dense, dense.var_names[0], relative=True, show=False)
 
 
-def test_points_far_from_anything_seen_are_faint_and_struck_through(adata):
+def test_points_outside_the_training_domain_are_faint_and_hatched(adata):
     dense = dense_of(adata)
-    dense.obs[FAR] = dense.obsm["spatial"][:, 0] > np.median(dense.obsm["spatial"][:, 0])
-    extrapolated = dense.obs[FAR].to_numpy()
+    dense.obs[EXTRAPOLATED] = dense.obsm["spatial"][:, 0] > np.median(dense.obsm["spatial"][:, 0])
+    extrapolated = dense.obs[EXTRAPOLATED].to_numpy()
     [ax] = pl.uncertainty(dense, "fine_01", show=False)
     faint, hatching, sound = ax.collections
     values = dense[:, "fine_01"].layers["std"].ravel()
@@ -167,13 +169,11 @@ def test_points_far_from_anything_seen_are_faint_and_struck_through(adata):
     assert faint.norm is sound.norm
     assert hatching.get_hatch()
     assert_allclose(hatching.get_offsets(), dense.obsm["spatial"][extrapolated], atol=1e-6)
-    assert "hatched: far from anything seen" in ax.get_xlabel()
+    assert "hatched: outside the training domain" in ax.get_xlabel()
     assert sound.get_agg_filter() is None
     pixels = np.ones((2, 2, 4)) * to_rgba("red")
     assert faint.get_agg_filter()(pixels, 100)[0][0, 0, 3] == 0.5
-    [ax] = pl.uncertainty(dense, "fine_01", extrapolated=None, show=False)
-    assert len(ax.collections) == 1
-    dense.obs[FAR] = False
+    dense.obs[EXTRAPOLATED] = False
     [ax] = pl.uncertainty(dense, "fine_01", show=False)
     assert ax.get_xlabel() == "uncertainty"
 
@@ -181,7 +181,7 @@ def test_points_far_from_anything_seen_are_faint_and_struck_through(adata):
 def test_uncertainty_that_is_not_there_is_refused(adata):
     dense = dense_of(adata)
     with pytest.raises(ValueError, match="no gene to draw"):
-        pl.uncertainty(dense)
+        pl.uncertainty(dense, [])
     with pytest.raises(KeyError, match=r"genes \['ACTB'\] are not in adata"):
         pl.uncertainty(dense, "ACTB")
     del dense.layers["std"]

@@ -105,7 +105,7 @@ def test_points_of_a_stained_section_lie_on_its_tissue_as_dense_as_the_others(fo
     assert_allclose(xy, sthisto.images.tissue_points(picture, 25.0))  # half of 100 um at 2 um/px
     assert_array_equal(np.column_stack([stained.obs["array_col"], stained.obs["array_row"]]), xy // 25)
     assert stained.uns["spatial"]["c"]["scalefactors"]["spot_diameter_fullres"] == pytest.approx(25.0)
-    [ax] = sthisto.pl.genes(stained, genes=stained.var_names[0], show=False)
+    [ax] = sthisto.pl.genes(stained, stained.var_names[0], show=False)
     assert len(ax.collections[0].get_offsets()) == stained.n_obs
 
 

@@ -173,10 +173,11 @@ def test_intervals_that_are_no_probability(fitted, refuses, interval):
         tl.upsample(fitted, interval=interval, progress=False)
 
 
-def test_far_spots_are_struck_through(fitted):
+def test_extrapolated_spots_are_hatched(fitted):
     tl.predict(fitted)
     fitted.obs["sthisto_extrapolated"] = np.arange(fitted.n_obs) < 9
     [ax] = pl.uncertainty(fitted, fitted.var_names[0], show=False)
-    assert "hatched: far from anything seen" in ax.get_xlabel()
-    [ax] = pl.uncertainty(fitted, fitted.var_names[0], extrapolated=None, show=False)
+    assert "hatched: outside the training domain" in ax.get_xlabel()
+    del fitted.obs["sthisto_extrapolated"]
+    [ax] = pl.uncertainty(fitted, fitted.var_names[0], show=False)
     assert "hatched" not in ax.get_xlabel()

@@ -41,7 +41,7 @@ def main() -> None:
     sthisto.pp.extract_features(adata)
     sthisto.tl.fit(adata)
     dense = sthisto.tl.upsample(adata, 2)
-    figure = sthisto.pl.genes(adata, dense, list(GENES.values()), image="beside", return_fig=True)
+    figure = sthisto.pl.genes(adata, list(GENES.values()), dense=dense, image="panel", return_fig=True)
     figure.savefig(PICTURE.with_suffix(".png"), dpi=200, bbox_inches="tight")
     plt.close(figure)
     picture = Image.open(PICTURE.with_suffix(".png")).convert("RGB")

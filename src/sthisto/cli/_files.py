@@ -56,7 +56,7 @@ def draw(adata: "AnnData", dense: "AnnData", show: Sequence[str], path: Path, **
 
     mpl.use("Agg")  # a file is all that is wanted, and there may be no screen
     with whole_file(path) as partial:
-        pl.genes(adata, dense, list(show), show=False, save=partial, **options)
+        pl.genes(adata, list(show), dense=dense, show=False, save=partial, **options)
 
 
 def write_table(table: "DataFrame", path: Path) -> None:

@@ -1,48 +1,39 @@
 """Image features over the tissue, as colors."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 from sthisto import _data
-from sthisto.pl._axes import AxesGiven, lay_out
 from sthisto.pl._maps import draw_title
-from sthisto.pl._spots import Floats, frame_of, places_of, sections_of
+from sthisto.pl._panels import AxesGiven, Drawn, panel_grid, show_save_return
+from sthisto.pl._spots import Floats, drawn_sections, frame_of, spot_patches
 
-SPREAD = 1.5  # robust standard deviations from the median to where a color is five sixths of the way up or down
+COLOR_SCALE = 1.5  # robust standard deviations from the median to one sixth and five sixths of a color channel
 
 
 def features(
     adata: AnnData,
     features_key: str = "X_histo",
     *,
-    library: str | None = None,
     library_key: str | None = None,
     image: bool = True,
-    ncols: int | None = None,
-    scale_bar: bool = True,
     ax: AxesGiven = None,
     show: bool | None = None,
-    save: "str | Path | None" = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
-) -> "Figure | list[Axes] | None":
-    """Draw what the encoder sees: the first three principal components of its features as red, green and blue.
+) -> Drawn:
+    """Draw the first three principal components of the image features as red, green and blue.
 
-    Places that look alike to the encoder have the same color. Where the colors follow the tissue's structures, the
-    features can tell a model of them; where they are noise or follow the borders of the picture, they cannot.
+    Spots with similar features have similar colors. Where the colors follow tissue structures, the features can inform
+    a model about them; where they are noise or follow the borders of the image, they cannot.
 
-    Each section has its own components, of features standardised over its spots, as the models standardise them. A
-    component's median is its middle color, and its spread is taken from the median deviation: the rims of the tissue
-    and its folds, which are what varies most, do not leave the rest in the dark.
+    Components are computed per section, of standardized features. A component's median is the middle of its color
+    channel, scaled by the median absolute deviation, so that tissue rims and folds, which vary most, do not use up the
+    range.
 
     Parameters
     ----------
@@ -50,29 +41,23 @@ def features(
         Spots with ``obsm["spatial"]`` (n, 2) in full-resolution pixels, and features.
     features_key
         Features in ``obsm``, (n, d).
-    library
-        The section to draw where there are several; all by default.
     library_key
-        ``obs`` column that tells the sections apart.
+        ``obs`` column that names the section of each row; all sections are drawn.
     image
-        Draw the picture of the section beside, where there is one.
-    ncols
-        Sections side by side.
-    scale_bar, ax
+        Draw the section's image in a panel of its own, where there is one.
+    ax, show, save, return_fig
         As in :func:`sthisto.pl.genes`.
-    show, save, return_fig
-        Show the picture (``None``: in interactive sessions), write it to a file, return its figure.
 
     Returns
     -------
-    The figure; or its axes, section by section; or ``None`` where the picture was shown
+    The figure; or its axes, section by section; or ``None`` where the figure was shown
 
     Raises
     ------
     KeyError
-        There are no such features, no such section, or no coordinates.
+        The features, a section or the coordinates are missing.
     ValueError
-        Features that are not finite or do not vary in three directions, or ``ax`` of another number.
+        Features are not finite or have fewer than three components, or ``ax`` holds another number of axes.
 
     Examples
     --------
@@ -85,43 +70,37 @@ def features(
     >>> colors.get_xlabel()[:18]
     'red, green, blue: '
     """
-    sections = sections_of(adata, library, library_key)
-    places = {name: places_of(adata, rows, name, fill=True) for name, rows in sections.items()}
+    sections = drawn_sections(adata, library_key)
+    patches = {name: spot_patches(adata, rows, name, fill=True) for name, rows in sections.items()}
     colors = {
         name: component_colors(_data.features(adata, features_key, rows), f"obsm[{features_key!r}]")
         for name, rows in sections.items()
     }
-    sheet = lay_out(
-        adata,
-        {name: frame_of([each]) for name, each in places.items()},
-        1,
-        image="beside" if image else False,
-        scale_bar=scale_bar,
-        ncols=ncols,
-        ax=ax,
-    )
-    for name, [panel], head in zip(sections, sheet.blocks, sheet.heads, strict=True):
+    frames = {name: frame_of([drawn]) for name, drawn in patches.items()}
+    grid = panel_grid(adata, frames, 1, image="panel" if image else False, ax=ax)
+    for name, [panel], title_ax in zip(sections, grid.panels, grid.title_axes, strict=True):
         rgb, share = colors[name]
-        places[name].draw(panel, facecolors=rgb)
-        panel.set_xlabel(f"red, green, blue: {', '.join(f'{each:.0%}' for each in share)} of variance")
-        draw_title(head, features_key + (f", {name}" if len(sections) > 1 else ""))
-    return sheet.finish(show=show, save=save, return_fig=return_fig)
+        patches[name].draw(panel, facecolors=rgb)
+        panel.set_xlabel(f"red, green, blue: {', '.join(f'{part:.0%}' for part in share)} of variance")
+        draw_title(title_ax, f"{features_key}, {name}" if len(sections) > 1 else features_key)
+    return show_save_return(grid.figure, grid.axes, show=show, save=save, return_fig=return_fig)
 
 
 def component_colors(features: NDArray[np.float32], where: str) -> tuple[Floats, Floats]:
     """First three principal components of features (n, d) as RGB (n, 3) from 0 to 1, and their shares of variance (3,).
 
-    Which end of a component is bright is set by its heaviest feature, not by the solver.
+    The sign of a component is set by its largest loading.
     """
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    deviation = centred.std(axis=0)
-    varied = centred[:, deviation > 0] / deviation[deviation > 0]
-    values, vectors = np.linalg.eigh(varied.T @ varied)
+    centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    deviation = centered.std(axis=0)
+    standardized = centered[:, deviation > 0] / deviation[deviation > 0]
+    values, vectors = np.linalg.eigh(standardized.T @ standardized)
     if (values > 1e-9 * values.max(initial=0)).sum() < 3:
-        raise ValueError(f"{where} of shape {features.shape} does not vary in three directions, as colors do.")
+        raise ValueError(f"{where} of shape {features.shape} has fewer than three principal components to draw.")
     axes = vectors[:, :-4:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
-    scores = varied @ axes
-    away = scores - np.median(scores, axis=0)
-    deviation = 1.4826 * np.median(np.abs(away), axis=0)  # the standard deviation of a normal distribution
-    return ndtr(away / (SPREAD * np.where(deviation > 0, deviation, scores.std(axis=0)))), values[:-4:-1] / values.sum()
+    scores = standardized @ axes
+    from_median = scores - np.median(scores, axis=0)
+    spread = 1.4826 * np.median(np.abs(from_median), axis=0)  # the standard deviation of a normal distribution
+    rgb = ndtr(from_median / (COLOR_SCALE * np.where(spread > 0, spread, scores.std(axis=0))))
+    return rgb, values[:-4:-1] / values.sum()

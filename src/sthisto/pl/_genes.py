@@ -1,149 +1,119 @@
-"""Expression over the tissue."""
+"""Expression over the tissue: measured, denoised and dense, and its predictive standard deviation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from anndata import AnnData
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from sthisto.pl._maps import (
+    EXPRESSION,
+    RELATIVE,
+    STD,
+    GeneMap,
+    draw_genes,
+    gene_list,
+    gene_title,
+    gene_values,
+    layer_names,
+    reliability,
+    unit_of,
+)
+from sthisto.pl._panels import AxesGiven, Drawn, ImageOption, show_save_return
+from sthisto.pl._spots import Rows, drawn_sections, matching_rows, spot_patches
 
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-from sthisto.pl._axes import AxesGiven, lay_out
-from sthisto.pl._maps import EXPRESSION, STD, STD_MAP, Map, draw_gene, draw_title, norms_of
-from sthisto.pl._pictures import UNDER
-from sthisto.pl._spots import Rows, frame_of, places_of, rows_beside, sections_of
-from sthisto.pl._values import doubt, gene_names, gene_title, gene_values
+MIN_SHARE = 0.05  # of a gene's highest prediction: below it, ratios to nearly 0 would dominate the map
+EXTRAPOLATED = "extrapolated"
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What genes are drawn from."""
+class Source:
+    """A table and layer that a panel is drawn from."""
 
-    adata: AnnData
-    dense: AnnData | None
-    names: list[str]
+    panel: str
+    table: AnnData
+    argument: str  # "adata" or "dense"
     layer: str | None
-    key: str
-    library_key: str | None
+    unit: str
 
-    def map(self, kind: str, library: str, rows: Rows) -> Map:
-        """Cut one section out of one source."""
-        unit = STD if kind == "uncertainty" else EXPRESSION
-        if kind == "dense" or (kind == "uncertainty" and self.dense is not None):
-            return self._points(kind, unit, library)
-        layers = {"measured": self.layer, "denoised": self.key, "uncertainty": f"{self.key}_std"}
-        if kind not in layers:
-            raise ValueError(f"no panel {kind!r}: there are 'measured', 'denoised', 'dense' and 'uncertainty'.")
-        layer = layers[kind]
-        if kind != "measured" and layer not in self.adata.layers:
-            raise KeyError(
-                f"no layer {layer!r} in adata.layers (found: {sorted(self.adata.layers)}): run "
-                "sthisto.tl.predict(adata) first, or pass key=."
-            )
-        values = gene_values(self.adata, rows, self.names, layer, "adata")
-        name = layer if kind == "measured" and layer else kind
-        return Map(name, unit, places_of(self.adata, rows, library), values)
-
-    def _points(self, kind: str, unit: str, library: str) -> Map:
-        if self.dense is None:
-            raise ValueError("a panel 'dense' draws what sthisto.tl.upsample returned: pass it as dense=.")
-        rows = rows_beside(self.dense, library, self.library_key)
-        values = gene_values(self.dense, rows, self.names, "std" if unit == STD else None, "dense")
-        return Map(kind, unit, places_of(self.dense, rows, library, fill=True), values)
-
-    def doubt(self, gene: str, kinds: Sequence[str]) -> str:
-        """Say why the gene's predictions are not to be believed, where any are drawn."""
-        if set(kinds) <= {"measured"}:
-            return ""
-        tables = [table for table in (self.adata, self.dense) if table is not None]
-        return next(filter(None, (doubt(table, gene) for table in tables)), "")
+    def map(self, section: str, rows: Rows, names: list[str]) -> GeneMap:
+        """Genes of one section."""
+        values = gene_values(self.table, rows, names, self.layer, self.argument)
+        patches = spot_patches(self.table, rows, section, fill=self.argument == "dense")
+        return GeneMap(self.panel, self.unit, patches, values)
 
 
-def genes(  # noqa: PLR0913  options of a picture, all with defaults
+def genes(
     adata: AnnData,
-    dense: AnnData | None = None,
-    genes: str | Sequence[str] = (),
+    genes: str | Sequence[str],
     *,
-    panels: Sequence[str] | None = None,
+    dense: AnnData | None = None,
+    panels: str | Sequence[str] | None = None,
     layer: str | None = None,
     key: str = "sthisto",
-    library: str | None = None,
     library_key: str | None = None,
-    image: bool | Literal["beside"] = True,
-    cmap: str = "viridis",
-    alpha: float = 1.0,
-    vmin: float | str = "p1",
-    vmax: float | str = "p99",
-    ncols: int | None = None,
-    scale_bar: bool = True,
+    image: ImageOption = True,
     ax: AxesGiven = None,
     show: bool | None = None,
-    save: "str | Path | None" = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
-) -> "Figure | list[Axes] | None":
-    """Draw genes over the tissue: measured, denoised and dense on one color scale, and how uncertain they are.
+    **style: Any,
+) -> Drawn:
+    """Draw genes over the tissue: measured, denoised and dense on one color scale, and their uncertainty.
 
-    Side by side and on one scale it can be seen what the prediction adds and what it leaves out. Spots are discs of
-    their true diameter; dense points, the bins of Visium HD, and spots of which more than 40 lie side by side, where
-    discs would be specks, are the cells of their lattice, hexagons or squares, so that they leave no gaps. Where
-    :func:`sthisto.tl.fit` found that a gene is not foretold on spots it had not seen (``var["qvalue_heldout"]`` of .05
-    or more, or ``var["pcc_heldout"]`` below .1), the title says so.
+    One color scale for all panels shows what the prediction adds and what it smooths away. Spots are discs of their
+    true diameter. Dense points, bins of Visium HD and the spots of arrays more than 40 spots wide are the cells of
+    their lattice, without gaps. The title has the gene's correlation on held-out spots where
+    :func:`sthisto.tl.fit` measured it, and a warning where that is below 0.1, or where image features predict the gene
+    no better than they predict random patterns of the same smoothness (q of 0.05 or more).
 
     Parameters
     ----------
     adata
-        Measured spots, ``obsm["spatial"]`` (n, 2) in full-resolution pixels, x then y. Picture, scale factors and
-        spot diameter are taken from ``uns["spatial"]`` where they are there; a spot of unknown diameter is drawn 0.55
-        of the distance to its neighbor wide, which is Visium's.
-    dense
-        What :func:`sthisto.tl.upsample` returned.
+        Measured spots, ``obsm["spatial"]`` (n, 2) in full-resolution pixels, x then y. Image, scale factors and spot
+        diameter are read from ``uns["spatial"]``; a spot of unknown diameter is drawn 0.55 of the pitch wide, as on
+        Visium. A scale bar is drawn where the micrometers per pixel are known.
     genes
-        One or several of ``var_names``.
+        One or several of ``var_names``. Many are arranged in a grid.
+    dense
+        Output of :func:`sthisto.tl.upsample`.
     panels
-        What to draw of every gene, left to right: of ``"measured"``, ``"denoised"`` (:func:`sthisto.tl.predict`),
-        ``"dense"``, and ``"uncertainty"`` (of the dense points, or without them of the denoised spots) on a scale of
-        its own. By default what was measured and, where it is given, ``dense``.
+        What to draw of every gene, left to right: ``"measured"``, ``"denoised"`` (:func:`sthisto.tl.predict`),
+        ``"dense"``, and ``"uncertainty"`` (of the dense points, or of the denoised spots without them) on a color
+        scale of its own. By default ``"measured"`` and, where it is given, ``"dense"``.
     layer
-        Layer of ``adata`` that was measured, instead of ``X``.
+        Layer of ``adata`` with the measured values, instead of ``X``.
     key
-        Name of the fit, which ``predict`` named its layers by.
-    library
-        The section to draw where there are several; all by default.
+        Name of the fit, after which ``predict`` named its layers.
     library_key
-        ``obs`` column that tells the sections apart, in ``adata`` and ``dense`` alike.
+        ``obs`` column that names the section of each row, in ``adata`` and ``dense``. All sections of ``adata`` are
+        drawn.
     image
-        Draw the picture of the section underneath, where there is one; ``"beside"``: in a panel of its own.
-    cmap
-        A color map of matplotlib; the default reads the same with color blindness and in grey.
-    alpha
-        Opacity of spots and points, 0 to 1: less lets the tissue shine through, and draws its picture stronger.
-    vmin, vmax
-        Limits of the colors: numbers, or percentiles as ``"p99"``, of which the wider over the panels is taken.
-    ncols
-        Blocks (a gene of a section) side by side; by default one where a block has several panels, else up to three.
-    scale_bar
-        Draw a scale bar in the first panel of a section where the micrometres per pixel are known:
-        ``scalefactors["microns_per_pixel"]``, or from :func:`sthisto.pp.extract_features`.
+        Draw the section's image under the spots, where there is one, or ``"panel"``: in a panel of its own.
     ax
         Axes to draw into, one for every panel; by default a new figure.
     show, save, return_fig
-        Show the picture (``None``: in interactive sessions), write it to a file, return its figure.
+        Show the figure (``None``: in interactive sessions), write it to a file, return it.
+    **style
+        ``vmin`` and ``vmax``, numbers or percentiles as ``"p99"``; ``cmap``, ``norm``, ``alpha`` and other properties
+        of :class:`matplotlib.collections.Collection`. By default colors go from the first percentile to the 99th of
+        the values that are not 0, the wider over the panels, and span at least 0.1.
 
     Returns
     -------
-    The figure; or the axes gene by gene, in a gene section by section; or ``None`` where the picture was shown
+    The figure; or the axes gene by gene, in a gene section by section; or ``None`` where the figure was shown
 
     Raises
     ------
     KeyError
-        A gene, layer, section or the coordinates are not there.
+        A gene, layer, section or the coordinates are missing.
     ValueError
-        No gene is named, a gene has no values, there is no such panel, a limit is no percentile, or ``ax`` holds
+        No gene is named, a gene has no values, there is no such panel, a limit is not a percentile, or ``ax`` holds
         another number of axes.
+    TypeError
+        ``adata`` is no AnnData, or a keyword is unknown.
 
     Examples
     --------
@@ -151,31 +121,128 @@ def genes(  # noqa: PLR0913  options of a picture, all with defaults
     >>> matplotlib.use("Agg")
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic(50, n_genes=20)
-    >>> axes = sthisto.pl.genes(adata, genes=["region_00", "noise_04"], show=False)
+    >>> axes = sthisto.pl.genes(adata, ["region_00", "noise_04"], show=False)
     >>> [ax.get_title("left") for ax in axes]
     ['region_00', 'noise_04']
     """
-    names = gene_names(genes, adata)
+    names = gene_list(genes, adata)
     kinds = [panels] if isinstance(panels, str) else panels or ["measured", *(["dense"] if dense is not None else [])]
-    sources = Sources(adata, dense, names, layer, key, library_key)
-    sections = sections_of(adata, library, library_key)
-    content = {name: [sources.map(kind, name, rows) for kind in kinds] for name, rows in sections.items()}
-    sheet = lay_out(
-        adata,
-        {library: frame_of(shown.places for shown in maps) for library, maps in content.items()},
-        len(kinds),
-        repeats=len(names),
-        image=image,
-        strength=1 - alpha * (1 - UNDER),
-        scale_bar=scale_bar,
-        ncols=ncols,
-        bars=len({shown.unit for maps in content.values() for shown in maps}),
-        ax=ax,
+    sections = drawn_sections(adata, library_key)
+    sources = [_source(kind, adata, dense, names, layer=layer, key=key) for kind in kinds]
+    maps = {
+        name: [
+            source.map(name, rows if source.table is adata else matching_rows(source.table, name, library_key), names)
+            for source in sources
+        ]
+        for name, rows in sections.items()
+    }
+    tables = [table for table in (adata, dense) if table is not None] if set(kinds) - {"measured"} else []
+    titles = [(gene_title(adata, name), *reliability(tables, name, key)) for name in names]
+    grid = draw_genes(adata, titles, maps, image=image, ax=ax, style=style)
+    return show_save_return(grid.figure, grid.axes, show=show, save=save, return_fig=return_fig)
+
+
+def _source(
+    kind: str, adata: AnnData, dense: AnnData | None, names: list[str], *, layer: str | None, key: str
+) -> Source:
+    """Where a panel's values are; refuses panels whose table or layer is missing."""
+    unit = STD if kind == "uncertainty" else EXPRESSION
+    if kind == "dense" or (kind == "uncertainty" and dense is not None):
+        if dense is None:
+            raise ValueError("a panel 'dense' shows the output of sthisto.tl.upsample: pass it as dense=.")
+        return Source(kind, dense, "dense", "std" if unit == STD else None, unit)
+    layers = {"measured": layer, "denoised": key, "uncertainty": f"{key}_std"}
+    if kind not in layers:
+        raise ValueError(f"no panel {kind!r}: there are 'measured', 'denoised', 'dense' and 'uncertainty'.")
+    if kind != "measured" and layers[kind] not in adata.layers:
+        raise KeyError(
+            f"no layer {layers[kind]!r} in adata.layers (found: {layer_names(adata)}): run sthisto.tl.predict(adata) "
+            "first, or pass key=."
+        )
+    if kind == "measured":  # which may be counts: these have a color scale of their own
+        unit = unit_of(gene_values(adata, np.arange(adata.n_obs), names, layer, "adata"))
+    return Source((kind == "measured" and layer) or kind, adata, "adata", layers[kind], unit)
+
+
+def uncertainty(
+    adata: AnnData,
+    genes: str | Sequence[str],
+    *,
+    relative: bool = False,
+    key: str = "sthisto",
+    library_key: str | None = None,
+    image: ImageOption = True,
+    ax: AxesGiven = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool = False,
+    **style: Any,
+) -> Drawn:
+    """Draw the predictive standard deviation over the tissue, and hatch points outside the training domain.
+
+    Parameters
+    ----------
+    adata
+        Dense points from :func:`sthisto.tl.upsample`, or spots after :func:`sthisto.tl.predict`. Points are hatched
+        where ``obs["extrapolated"]`` is true, spots where ``obs[f"{key}_extrapolated"]`` is.
+    genes
+        One or several of ``var_names``.
+    relative
+        Draw the standard deviation divided by the prediction, which is taken to be at least a twentieth of the gene's
+        highest. By default it is in the units of the expression.
+    key
+        Name of the fit, where ``adata`` holds spots: ``layers[f"{key}_std"]`` is drawn.
+    library_key, image, ax, show, save, return_fig, **style
+        As in :func:`sthisto.pl.genes`.
+
+    Returns
+    -------
+    The figure; or the axes gene by gene, in a gene section by section; or ``None`` where the figure was shown
+
+    Raises
+    ------
+    KeyError
+        A gene, section, the coordinates or the standard deviations are missing.
+    ValueError
+        No gene is named, a gene is not modelled, or ``ax`` holds another number of axes.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import sthisto
+    >>> adata = sthisto.datasets.synthetic(60, n_genes=20)
+    >>> sthisto.tl.fit(adata, "idw", progress=False)
+    >>> sthisto.tl.predict(adata)
+    >>> [ax] = sthisto.pl.uncertainty(adata, "region_00", show=False)
+    >>> ax.get_xlabel()
+    'uncertainty'
+    """
+    names = gene_list(genes, adata)
+    mean, std = _layers(adata, key)
+    prefix = "" if mean is None else f"{key}_"
+    maps = {}
+    for section, rows in drawn_sections(adata, library_key).items():
+        values = gene_values(adata, rows, names, std, "adata")
+        if relative:
+            expected = gene_values(adata, rows, names, mean, "adata")
+            lowest = MIN_SHARE * np.nanmax(expected, axis=0)
+            values /= np.maximum(expected, np.where(lowest > 0, lowest, 1))
+        patches, column = spot_patches(adata, rows, section), f"{prefix}{EXTRAPOLATED}"
+        hatched = adata.obs[column].to_numpy(dtype=bool)[rows] if column in adata.obs else None
+        maps[section] = [GeneMap("uncertainty", RELATIVE if relative else STD, patches, values, hatched)]
+    titles = [(gene_title(adata, name), *reliability([adata], name, key)) for name in names]
+    grid = draw_genes(adata, titles, maps, image=image, ax=ax, style=style)
+    return show_save_return(grid.figure, grid.axes, show=show, save=save, return_fig=return_fig)
+
+
+def _layers(adata: AnnData, key: str) -> tuple[str | None, str]:
+    """Layers of the mean (``None``: ``X``) and of its standard deviation, of predicted spots or of dense points."""
+    if f"{key}_std" in adata.layers:
+        return key, f"{key}_std"
+    if "std" in adata.layers:
+        return None, "std"
+    raise KeyError(
+        f"no standard deviations in adata.layers (looked for 'std' and '{key}_std', found: {layer_names(adata)}): "
+        "pass the output of sthisto.tl.upsample, run sthisto.tl.predict(adata) first, or pass key=."
     )
-    for number, gene in enumerate(names):
-        norms = norms_of(list(content.values()), number, vmin, vmax)
-        for i, (name, maps) in enumerate(content.items(), number * len(content)):
-            draw_gene(sheet.blocks[i], maps, number, norms, {EXPRESSION: cmap, STD: STD_MAP}, alpha=alpha)
-            title = gene_title(adata, gene) + (f", {name}" if len(content) > 1 else "")
-            draw_title(sheet.heads[i], title, sources.doubt(gene, kinds))
-    return sheet.finish(show=show, save=save, return_fig=return_fig)

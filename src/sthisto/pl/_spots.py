@@ -1,56 +1,59 @@
-"""Where the spots and points of one section are, as shapes of a true size."""
+"""The spots of a section as patches of their true size, and the section's image and scale."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy.spatial import Voronoi
 
 from sthisto import _data, grids
-from sthisto.pl._pictures import scalefactors
+from sthisto.images import open_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import Collection
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.intp]
-FINE = (
-    40  # spots side by side, above which their discs are three or four pixels wide and pale with what lies under them
-)
-GAPLESS = 0.9  # spots that are this share of their pitch wide are bins that tile the plane, not discs apart
+Floats: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[np.intp]
+DrawnImage: TypeAlias = tuple[NDArray[np.uint8], tuple[float, float, float, float]]  # pixels; extent, full resolution
+
+SQUARE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+MANY_ACROSS = 40  # spots in a row, above which discs are too small for their colors to be read
+GAPLESS = 0.9  # a spot diameter of this share of the pitch: bins that tile the plane, as Visium HD's
+DIAMETER = 0.55  # of the pitch: 55 µm spots every 100 µm, as on Visium
+IMAGE_PX = 2000  # Space Ranger's own limit; a panel shows no more
 
 
 @dataclass(frozen=True)
-class Places:
-    """Places of a true size: discs, or the cells of a lattice."""
+class SpotPatches:
+    """Spots or points of one section as discs, or as the cells of their lattice."""
 
     xy: Floats  # (n, 2)
-    size: float  # px: diameter of the spots, or pitch of the points
-    cell: Floats | None = None  # (k, 2) corners of a place about its point; None: discs
+    size: float  # px: diameter of the discs, or pitch of the cells
+    cell: Floats | None = None  # (k, 2) corners of a cell about its center; None: discs
 
     def draw(self, ax: "Axes", *, opacity: float = 1.0, **style: Any) -> "Collection":
-        """Add the places to axes, in data coordinates, colored as the style says."""
+        """Add the patches to axes, in data coordinates."""
         style = {"linewidths": 0, "rasterized": True, **style}
-        shapes = self._discs(ax, style) if self.cell is None else self._cells(ax, self.cell, style)
-        if opacity < 1:  # of all together: cells overlap by a pixel, and each seam would show
-            shapes.set_agg_filter(partial(_fade, opacity))
-        ax.add_collection(shapes, autolim=False)
-        return shapes
+        patches = self._discs(ax, style) if self.cell is None else self._cells(ax, self.cell, style)
+        if opacity < 1:  # of all together: neighboring cells overlap by a pixel, where the seam would show
+            patches.set_agg_filter(partial(_limit_opacity, opacity))
+        ax.add_collection(patches, autolim=False)
+        return patches
 
-    def keep(self, mask: NDArray[np.bool_]) -> "Places":
-        """Only the places of a mask (n,)."""
-        return Places(self.xy[mask], self.size, self.cell)
+    def keep(self, mask: NDArray[np.bool_]) -> "SpotPatches":
+        """Only the patches of a mask (n,)."""
+        return replace(self, xy=self.xy[mask])
 
     def _discs(self, ax: "Axes", style: dict[str, Any]) -> "Collection":
         from matplotlib.collections import EllipseCollection  # noqa: PLC0415
 
-        place: Any = {"offsets": self.xy, "offset_transform": ax.transData}
-        return EllipseCollection([self.size], [self.size], [0], units="xy", **place, **style)
+        offsets: Any = {"offsets": self.xy, "offset_transform": ax.transData}
+        return EllipseCollection([self.size], [self.size], [0], units="xy", **offsets, **style)
 
     def _cells(self, ax: "Axes", cell: Floats, style: dict[str, Any]) -> "Collection":
         """One outline for all cells, as a million outlines of their own would take gigabytes."""
@@ -59,65 +62,44 @@ class Places:
         from matplotlib.transforms import AffineDeltaTransform  # noqa: PLC0415
 
         outline = Path(np.vstack([cell, cell[:1]]), closed=True)
-        # neighbors share an edge: smoothing each of them would let the ground shine through as a grid of lines
-        place: Any = {"offsets": self.xy, "offset_transform": ax.transData, "antialiaseds": False}
-        cells = PathCollection([outline], **place, **style)
+        # antialiased edges of neighbors would let the background through as a grid of lines
+        offsets: Any = {"offsets": self.xy, "offset_transform": ax.transData, "antialiaseds": False}
+        cells = PathCollection([outline], **offsets, **style)
         cells.set_transform(AffineDeltaTransform(ax.transData))  # type: ignore[arg-type]  # linear axes, so affine
         return cells
 
 
-def _fade(opacity: float, pixels: Floats, dpi: float) -> tuple[Floats, float, float]:
-    """Make what was drawn (h, w, 4) no more opaque than this. Some shapes are filtered twice, so twice is once."""
+def _limit_opacity(opacity: float, pixels: Floats, dpi: float) -> tuple[Floats, float, float]:
+    """Limit the alpha of rendered pixels (h, w, 4); matplotlib filters some artists twice, which changes nothing."""
     return np.concatenate([pixels[..., :3], np.minimum(pixels[..., 3:], opacity)], axis=2), 0, 0
 
 
-def sections_of(adata: AnnData, library: str | None, library_key: str | None) -> dict[str, Rows]:
-    """Name and rows of the sections to draw: the one that is named, else all."""
-    if not isinstance(adata, AnnData):
-        raise TypeError(
-            f"pictures are drawn of AnnData, and this is {type(adata).__name__}: pass sdata.tables[...], or draw a "
-            "SpatialData with spatialdata-plot."
-        )
-    sections = _data.sections(adata, library_key)
-    if library is None:
-        return sections
-    if library not in sections:
-        raise KeyError(f"no section {library!r} (found: {list(sections)}).")
-    return {library: sections[library]}
+def spot_patches(adata: AnnData, rows: Rows, section: str, *, fill: bool = False) -> SpotPatches:
+    """Patches of one section: discs of the spots' diameter, or cells where these leave no gaps or ``fill`` is set.
 
-
-def rows_beside(dense: AnnData, library: str, library_key: str | None) -> Rows:
-    """Rows of the points laid over a section; without ``library_key`` the two may call their one section otherwise."""
-    [rows] = sections_of(dense, library if library_key else None, library_key).values()
-    return rows
-
-
-def places_of(adata: AnnData, rows: Rows, library: str, *, fill: bool = False) -> Places:
-    """Places of one section: discs of the spots' diameter, or cells where they leave no gaps or are not to leave any.
-
-    Visium HD's bins, and points laid by ``upsample``, are as wide as their pitch, which is what tells them apart. Discs
-    of a few pixels blend with the picture under them, so that their colors could not be compared with those of a
-    dense map: the spots of large arrays are drawn as cells, too.
+    Bins of Visium HD and points from ``upsample`` are as wide as their pitch. Discs of a few pixels blend with the
+    image, so that their colors cannot be compared with a dense map's: the spots of large arrays become cells, too.
     """
     xy = _data.positions(adata, rows)
-    said = scalefactors(adata, library).get("spot_diameter_fullres")
-    if said is not None and len(xy) < 2:
-        return Places(xy, float(said))
+    diameter = as_number(section_entry(adata, section, "scalefactors").get("spot_diameter_fullres"))
+    if diameter is not None and len(xy) < 2:
+        return SpotPatches(xy, diameter)
     lattice = _lattice(xy)
     pitch = lattice.pitch if lattice else grids.spacing(xy)
-    fine = lattice is not None and np.ptp(xy, axis=0).max() > FINE * pitch
-    if not (fill or fine or "nearest_spot" in adata.obs or (said is not None and float(said) >= GAPLESS * pitch)):
-        return Places(xy, 0.55 * pitch if said is None else float(said))  # 55 µm spots every 100 µm, as on Visium
-    if lattice is None:  # points anywhere: squares
-        return Places(xy, pitch, pitch / 2 * np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]))
-    return Places(_settled(xy, lattice), pitch, _cell(lattice.basis))
+    many = lattice is not None and np.ptp(xy, axis=0).max() > MANY_ACROSS * pitch
+    gapless = diameter is not None and diameter >= GAPLESS * pitch
+    if not (fill or many or gapless or "nearest_spot" in adata.obs):
+        return SpotPatches(xy, diameter or DIAMETER * pitch)
+    if lattice is None:
+        return SpotPatches(xy, pitch, pitch * SQUARE)
+    return SpotPatches(_on_sites(xy, lattice), pitch, lattice.cell)
 
 
-def frame_of(places: Iterable[Places]) -> Floats:
-    """(2, 2) limits of x and y that hold every place."""
-    several = list(places)
-    low = np.min([each.xy.min(0) - each.size for each in several], axis=0)
-    high = np.max([each.xy.max(0) + each.size for each in several], axis=0)
+def frame_of(patches: Iterable[SpotPatches]) -> Floats:
+    """(2, 2) limits of x and y that hold all patches."""
+    several = list(patches)
+    low = np.min([drawn.xy.min(0) - drawn.size for drawn in several], axis=0)
+    high = np.max([drawn.xy.max(0) + drawn.size for drawn in several], axis=0)
     return np.stack([low, high], axis=1)
 
 
@@ -128,15 +110,68 @@ def _lattice(xy: Floats) -> grids.Lattice | None:
         return None
 
 
-def _settled(xy: Floats, lattice: grids.Lattice) -> Floats:
-    """Put places on their sites, where no two share one: spots printed a little off would overlap and leave gaps."""
+def _on_sites(xy: Floats, lattice: grids.Lattice) -> Floats:
+    """Move spots onto their lattice sites, where no two share one: with print jitter, cells overlap and leave gaps."""
     site = lattice.index(xy)
     return lattice.points(site) if len(np.unique(site, axis=0)) == len(xy) else xy
 
 
-def _cell(basis: Floats) -> Floats:
-    """(k, 2) corners of the part of the plane that is nearer to (0, 0) than to any other point of the lattice."""
-    steps = np.indices((7, 7)).reshape(2, -1).T - 3
-    voronoi = Voronoi(steps @ basis)
-    corners = voronoi.vertices[voronoi.regions[voronoi.point_region[len(steps) // 2]]]
-    return np.asarray(corners[np.argsort(np.arctan2(corners[:, 1], corners[:, 0]))])
+def drawn_sections(adata: AnnData, library_key: str | None) -> dict[str, Rows]:
+    """Name and rows of the sections."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"expected an AnnData to draw, not {type(adata).__name__}.")
+    return _data.sections(adata, library_key)
+
+
+def matching_rows(dense: AnnData, section: str, library_key: str | None) -> Rows:
+    """Rows of a section's dense points; without ``library_key`` the one section may have another name there."""
+    sections = drawn_sections(dense, library_key)
+    if library_key is None:
+        [rows] = sections.values()
+        return rows
+    if section not in sections:
+        raise KeyError(f"dense has no points of section {section!r} (found: {list(sections)}).")
+    return sections[section]
+
+
+def section_entry(adata: AnnData, section: str, part: str) -> Mapping[str, Any]:
+    """Return a part of ``uns["spatial"][section]``; empty where it is missing or of another schema."""
+    entry: Any = adata.uns.get("spatial")
+    for name in (section, part):
+        entry = entry.get(name) if isinstance(entry, Mapping) else None
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def as_number(value: Any) -> float | None:
+    """Return a positive number that files keep as a number, text or an array of length 1; ``None`` for anything else."""
+    try:
+        number = float(np.asarray(value).reshape(-1)[0]) if np.size(value) == 1 and value is not None else np.nan
+    except ValueError:
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def microns_per_pixel(adata: AnnData, section: str) -> float | None:
+    """Micrometers per full-resolution pixel, where known."""
+    known = as_number(section_entry(adata, section, "scalefactors").get("microns_per_pixel"))
+    for record in adata.uns.get("sthisto", {}).get("features", {}).values():
+        known = known or as_number(dict(zip(record["libraries"], record["mpp"], strict=True)).get(section))
+    return known
+
+
+def section_image(adata: AnnData, section: str) -> DrawnImage | None:
+    """Return the section's image and its extent in full-resolution pixels; ``None`` without one that shows anything."""
+    images, factors = (section_entry(adata, section, part) for part in ("images", "scalefactors"))
+    for name in ("hires", "lowres"):
+        factor, pixels = as_number(factors.get(f"tissue_{name}_scalef")), np.asarray(images.get(name))
+        if factor is None or pixels.ndim < 2 or not pixels.size:
+            continue
+        try:
+            image = open_image(pixels, scale=factor)
+            small, _ = image.thumbnail(IMAGE_PX)
+        except ValueError as error:
+            warnings.warn(f"the {name!r} image of section {section!r} is not drawn: {error}", stacklevel=4)
+            continue
+        if np.ptp(small, axis=(0, 1)).any():
+            return small, (0, image.shape[1], image.shape[0], 0)
+    return None

@@ -1,4 +1,4 @@
-"""Overlays line up with the tissue: rendered to pixels, the brightest place is where the data have it."""
+"""Overlays are registered to the tissue: rendered to pixels, the brightest spot is where the data have it."""
 
 import matplotlib as mpl
 
@@ -56,9 +56,9 @@ def test_the_brightest_spot_is_drawn_where_it_was_measured(array, rotation, scal
     entry["scalefactors"]["tissue_hires_scalef"] = 1 / step
     place = adata.obsm["spatial"][33]
     adata.layers["peak"] = np.tile(peaked(adata, adata.obsm["spatial"], place)[:, None], (1, adata.n_vars))
-    for image in (True, "beside"):
-        figure = pl.genes(adata, genes=GENE, layer="peak", image=image, vmax=1.0, vmin=0.0, return_fig=True)
-        found = rendered(figure, figure.axes[image == "beside"], BRIGHTEST)
+    for image in (True, "panel"):
+        figure = pl.genes(adata, GENE, layer="peak", image=image, vmax=1.0, vmin=0.0, return_fig=True)
+        found = rendered(figure, figure.axes[image == "panel"], BRIGHTEST)
         assert np.linalg.norm(found.mean(axis=0) - place) < 0.1 * pitch
         assert np.linalg.norm(found - place, axis=1).max() < 0.5 * pitch
 
@@ -72,7 +72,7 @@ def test_the_brightest_point_is_drawn_where_it_was_predicted(rotation, row, fact
     place = adata.obsm["spatial"][row]
     values = np.tile(peaked(adata, points, place)[:, None], (1, adata.n_vars))
     dense = ad.AnnData(values, var=adata.var, obsm={"spatial": points}, layers={"std": values})
-    figure = pl.genes(adata, dense, GENE, vmin=0.0, vmax=1.0, return_fig=True)
+    figure = pl.genes(adata, GENE, dense=dense, vmin=0.0, vmax=1.0, return_fig=True)
     found = rendered(figure, figure.axes[1], BRIGHTEST)
     assert np.linalg.norm(found.mean(axis=0) - place) < 0.5 * fine.pitch
     figure = pl.uncertainty(dense, GENE, vmin=0.0, vmax=1.0, cmap="viridis", return_fig=True)
@@ -89,7 +89,7 @@ def test_a_true_map_is_brightest_where_the_tissue_is():
     points = fine.points(fine.cover(adata.obsm["spatial"], 30))
     truth = synthetic_truth(adata, points)[:, adata.var_names == GENE]
     dense = ad.AnnData(truth, var=adata.var.loc[[GENE]], obsm={"spatial": points})
-    figure = pl.genes(adata, dense, GENE, vmax="p100", vmin="p0", image=False, return_fig=True)
+    figure = pl.genes(adata, GENE, dense=dense, vmax="p100", vmin="p0", image=False, return_fig=True)
     figure.axes[1].collections[0].set_norm(mpl.colors.Normalize(truth.min(), truth.max()))
     found = rendered(figure, figure.axes[1], BRIGHTEST)
     distance = np.linalg.norm(found - points[truth.argmax()], axis=1)
@@ -99,7 +99,7 @@ def test_a_true_map_is_brightest_where_the_tissue_is():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_the_picture_lies_where_its_pixels_are(scale):
+def test_image_pixels_are_at_their_coordinates(scale):
     """A black square in the image is drawn at its full-resolution coordinates."""
     adata = synthetic(80, n_genes=10, rotation=10)
     height, width, _ = adata.uns["spatial"]["synthetic_0"]["images"]["hires"].shape
@@ -110,7 +110,7 @@ def test_the_picture_lies_where_its_pixels_are(scale):
     pixels[y - half : y + half, x - half : x + half] = (255, 0, 255)
     entry = adata.uns["spatial"]["synthetic_0"]
     entry["images"]["hires"], entry["scalefactors"]["tissue_hires_scalef"] = pixels, scale
-    figure = pl.genes(adata, genes=GENE, image="beside", return_fig=True)
+    figure = pl.genes(adata, GENE, image="panel", return_fig=True)
     found = rendered(figure, figure.axes[0], (255, 0, 255)).mean(axis=0)
     assert np.linalg.norm(found - spot) < 0.1 * grids.spacing(adata.obsm["spatial"])
 
@@ -118,8 +118,11 @@ def test_the_picture_lies_where_its_pixels_are(scale):
 def test_cells_leave_no_ground_between_them():
     adata = synthetic(120, n_genes=10, rotation=31)
     adata.obs["one"] = "tissue"
-    figure = pl.domains(adata, "one", palette=["#000000"], scale_bar=False, legend=False, return_fig=True)
+    figure = pl.domains(adata, "one", palette=["#000000"], return_fig=True)
     [ax] = figure.axes
+    ax.get_legend().remove()
+    for bar in ax.artists:
+        bar.remove()
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, 0]
     rows, columns = np.indices(pixels.shape)
