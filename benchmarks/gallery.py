@@ -3,8 +3,8 @@
     python benchmarks/gallery.py -o docs/gallery [--data DIR] [--sections 151673 MOB1] [--method kmeans]
     python benchmarks/gallery.py -o FOLDER --sections C2
 
-Says which markers are not in a section's table, and the size of every picture; one that is too large for the pages is
-an error. The sections of the first line may be shown with attribution, of C2 no license is known.
+Prints the markers that are missing from a section's table, and the size of every figure; one that is too large for the
+pages is an error. The sections of the first line may be shown with attribution; the license of C2 is unknown.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Plan:
     """What is shown of a section."""
 
     markers: dict[str, str]  # identifier in the table, by symbol
-    shown: tuple[tuple[str, ...], ...]  # symbols of each picture of markers
+    shown: tuple[tuple[str, ...], ...]  # symbols of each figure of markers
     uncertain: tuple[str, ...]
     grid: int  # refinement of the dense map
     reference: str | None = None  # obs column of known labels
@@ -86,7 +86,7 @@ PLANS = {
 
 
 def section(name: str, data: Path) -> AnnData:
-    """Read counts and features, name markers by their symbols, normalise; say which markers are not there."""
+    """Read counts and features, name markers by their symbols, normalize; print which markers are missing."""
     adata, plan = read(name, data), PLANS[name]
     symbols = {identifier: symbol for symbol, identifier in plan.markers.items()}
     adata.var_names = [symbols.get(gene.split(".")[0], gene) for gene in adata.var_names]  # MOB's end in a version
@@ -107,20 +107,20 @@ def dense_map(adata: AnnData, grid: int) -> AnnData:
 
 
 def draw_section(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> dict[str, Figure]:
-    """All pictures of a section by name, but those of scores."""
-    pictures = {}
+    """Draw all figures of a section but that of scores, by name."""
+    figures = {}
     there = [[symbol for symbol in row if symbol in adata.var_names] for row in plan.shown]
     for i, symbols in enumerate(filter(None, there), 1):
-        pictures[f"markers_{i}"] = sthisto.pl.genes(adata, symbols, dense=dense, panels=PANELS, return_fig=True)
+        figures[f"markers_{i}"] = sthisto.pl.genes(adata, symbols, dense=dense, panels=PANELS, return_fig=True)
     uncertain = [symbol for symbol in plan.uncertain if symbol in dense.var_names]
-    pictures["uncertainty"] = sthisto.pl.uncertainty(dense, uncertain, return_fig=True)
-    pictures["features"] = sthisto.pl.features(adata, return_fig=True)
-    pictures["domains"] = draw_domains(adata, dense, plan, method)
-    return pictures
+    figures["uncertainty"] = sthisto.pl.uncertainty(dense, uncertain, return_fig=True)
+    figures["features"] = sthisto.pl.features(adata, return_fig=True)
+    figures["domains"] = draw_domains(adata, dense, plan, method)
+    return figures
 
 
 def draw_domains(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> Figure:
-    """Domains found on what was measured, denoised and predicted, beside the known labels where there are any."""
+    """Draw domains of measured, denoised and predicted expression next to known labels, where there are any."""
     keys = ["of measured", "of denoised"]  # not "measured": the dense table has a column of that name
     for key, table, layer in ((keys[0], adata, None), (keys[1], adata, "sthisto"), (keys[1], dense, None)):
         sthisto.tl.spatial_domains(table, method, plan.n_domains, layer=layer, key_added=key, progress=False)
@@ -128,7 +128,7 @@ def draw_domains(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> Fig
 
 
 def draw_scores(adata: AnnData) -> Figure:
-    """Held-out scores of models beside each other."""
+    """Draw held-out scores of models."""
     models = ["attention", "gp", "ridge", "idw"]
     report = sthisto.tl.evaluate(adata, models, counts_layer="counts", n_repeats=3, progress=False)
     return sthisto.pl.evaluation(report, return_fig=True)
@@ -151,7 +151,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("-o", "--output", type=Path, required=True, help="folder for the pictures")
+    options.add_argument("-o", "--output", type=Path, required=True, help="folder for the figures")
     options.add_argument("--data", type=Path, default=DATA, help="folder of the sections")
     options.add_argument("--sections", nargs="+", default=["151673", "MOB1"], choices=list(PLANS))
     options.add_argument("--method", default="kmeans", help="of sthisto.tl.spatial_domains")
@@ -160,10 +160,10 @@ def main() -> None:
     for name in arguments.sections:
         adata = section(name, arguments.data)
         dense = dense_map(adata, PLANS[name].grid)
-        pictures = draw_section(adata, dense, PLANS[name], arguments.method)
+        figures = draw_section(adata, dense, PLANS[name], arguments.method)
         if name == "MOB1":
-            pictures["scores"] = draw_scores(adata)
-        for what, figure in pictures.items():
+            figures["scores"] = draw_scores(adata)
+        for what, figure in figures.items():
             save(figure, arguments.output / f"{name}_{what}.jpg")
 
 

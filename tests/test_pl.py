@@ -375,11 +375,11 @@ def test_panels_that_cannot_be_drawn_are_refused(adata, dense):
 
 def test_titles_have_the_held_out_correlation_and_warnings(adata, dense):
     measured, adata = adata, adata.copy()
-    adata.var["pcc_heldout"] = 0.5
-    adata.var["qvalue_heldout"] = 0.01
-    adata.var.loc["fine_01", "qvalue_heldout"] = 0.06
-    adata.var.loc["hidden_03", "pcc_heldout"] = 0.04
-    adata.var.loc["noise_04", ["pcc_heldout", "qvalue_heldout"]] = np.nan
+    adata.var["sthisto_pearson"] = 0.5
+    adata.var["sthisto_qvalue"] = 0.01
+    adata.var.loc["fine_01", "sthisto_qvalue"] = 0.06
+    adata.var.loc["hidden_03", "sthisto_pearson"] = 0.04
+    adata.var.loc["noise_04", ["sthisto_pearson", "sthisto_qvalue"]] = np.nan
     names = [*GENES, "noise_04"]
     figure = pl.genes(adata, names, dense=dense, return_fig=True)
     titles = [ax.get_title("left").replace("\n", " ") for ax in figure.axes[: 2 * len(names) : 2]]
@@ -391,7 +391,7 @@ def test_titles_have_the_held_out_correlation_and_warnings(adata, dense):
     assert titles[3] == "noise_04"  # never scored: nothing is known
     assert pl.genes(adata, "fine_01", show=False)[0].get_title("left") == "fine_01"  # measured, not predicted
     dense = dense.copy()
-    dense.var = adata.var.drop(columns="qvalue_heldout")  # as upsample hands it on
+    dense.var = adata.var.drop(columns="sthisto_qvalue")  # as upsample hands it on
     head, _ = pl.genes(measured, "hidden_03", dense=dense, show=False)
     assert head.get_title("left") == "hidden_03\npoorly predicted on held-out spots: r 0.04"
 
@@ -471,7 +471,7 @@ def test_spots_without_a_value_are_grey(adata):
 
 def test_figures_have_a_notebooks_width_and_labels_do_not_overlap(adata, dense):
     adata = predicted(adata)
-    adata.var["pcc_heldout"], adata.var["qvalue_heldout"] = 0.63, 0.06
+    adata.var["sthisto_pearson"], adata.var["sthisto_qvalue"] = 0.63, 0.06
     for panels in (["measured"], ["measured", "denoised", "dense"]):
         for genes in (["region_00"], [*GENES, "noise_04"], list(adata.var_names)):
             figure = pl.genes(adata, genes, dense=dense, panels=panels, return_fig=True)

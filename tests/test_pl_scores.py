@@ -83,7 +83,7 @@ def test_evaluation_draws_means_repeats_and_the_ceiling():
     assert block.get_title() == "blocks of spots held out"
     [cloud] = genes.collections
     assert_allclose(cloud.get_offsets(), [[0.51, 0.31], [0.511, 0.311]])
-    assert genes.get_title() == "pearson of 2 genes, random spots held out"
+    assert genes.get_title() == "pearson of 2 genes,\nrandom spots held out"
     assert (genes.get_xlabel(), genes.get_ylabel()) == ("attention (better for 2)", "idw (better for 0)")
     assert_allclose(*genes.lines[0].get_data())
 
@@ -125,7 +125,7 @@ def test_the_pair_counts_the_genes_that_each_model_predicts_better():
     table.loc[(table["model"] == "idw") & (table["gene"] == "B"), "value"] = 0.9
     table.loc[(table["model"] == "attention") & (table["gene"] == "A"), "value"] = np.nan
     genes = pl.evaluation(table, show=False)[-1]
-    assert genes.get_title() == "pearson of 1 genes, random spots held out"
+    assert genes.get_title() == "pearson of 1 genes,\nrandom spots held out"
     assert (genes.get_xlabel(), genes.get_ylabel()) == ("attention (better for 0)", "idw (better for 1)")
     errors = pl.evaluation(table.assign(metric="mse"), "mse", show=False)[-1]
     assert (errors.get_xlabel(), errors.get_ylabel()) == ("attention (better for 1)", "idw (better for 0)")

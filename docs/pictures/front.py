@@ -1,4 +1,4 @@
-"""Make the picture of the front page from section 151673: ``python docs/pictures/front.py [SECTION.h5ad]``.
+"""Draw the figure of the front page from section 151673: ``python docs/pictures/front.py [SECTION.h5ad]``.
 
 Without a file, full-resolution image and counts are downloaded. Maynard et al. 2021; image from
 LieberInstitute/HumanPilot (Artistic-2.0).
@@ -20,7 +20,7 @@ GENES = {"ENSG00000197971": "MBP", "ENSG00000183036": "PCP4"}
 
 
 def section() -> anndata.AnnData:
-    """Read the section, log-normalised, with its thousand most variable genes marked."""
+    """Read the section, log-normalized, with its thousand most variable genes marked."""
     if len(sys.argv) < 2:
         adata = sthisto.datasets.dlpfc("151673")
         counts = "counts"

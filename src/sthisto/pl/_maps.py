@@ -215,7 +215,8 @@ def gene_title(adata: AnnData, gene: str) -> str:
 
 def reliability(tables: Sequence[AnnData], gene: str, key: str) -> tuple[str, bool]:
     """Summarize the gene test, and whether it is a warning: a low held-out correlation, or no link to the image."""
-    r, q = (_first_number(tables, gene, name) for name in ("pcc_heldout", "qvalue_heldout"))
+    r = _first_number(tables, gene, (f"{key}_pearson", "pcc_heldout"))
+    q = _first_number(tables, gene, (f"{key}_qvalue", "qvalue_heldout"))
     held_out = f"held-out r {r:.2f}" if np.isfinite(r) else ""
     if r < LOW_R:
         return f"poorly predicted on held-out spots: r {r:.2f}", True
@@ -224,6 +225,7 @@ def reliability(tables: Sequence[AnnData], gene: str, key: str) -> tuple[str, bo
     return held_out, False
 
 
-def _first_number(tables: Sequence[AnnData], gene: str, column: str) -> float:
-    values = [float(table.var.at[gene, column]) for table in tables if column in table.var and gene in table.var_names]
+def _first_number(tables: Sequence[AnnData], gene: str, columns: Sequence[str]) -> float:
+    known = [table for table in tables if gene in table.var_names]
+    values = [float(table.var.at[gene, name]) for name in columns for table in known if name in table.var]
     return next((value for value in values if np.isfinite(value)), float("nan"))

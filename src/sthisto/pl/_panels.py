@@ -20,10 +20,10 @@ Drawn: TypeAlias = "Figure | list[Axes] | None"  # what every plot returns
 ImageOption: TypeAlias = bool | Literal["panel"]
 
 PANEL_INCHES = 3.6
-MIN_PANEL_INCHES = 1.1
+MIN_PANEL_INCHES = 1.2
 NARROW_INCHES = 3.0
 FIGURE_INCHES = 9.0  # the width of a notebook
-TALL_INCHES = 11.0  # blocks move side by side rather than make a figure taller
+TALL_INCHES = 14.0  # blocks move side by side rather than make a figure taller
 COLORBAR_INCHES = 0.75
 TEXT_INCHES = 0.6  # a title line and a scale bar
 BACKGROUND_ALPHA = 0.35  # of an image under patches whose colors are to be read

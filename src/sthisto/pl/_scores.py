@@ -157,7 +157,7 @@ def _draw_pair(ax: "Axes", table: "DataFrame", pair: Sequence[str], metric: str)
         first, second = second, first
     scored = int((np.isfinite(x) & np.isfinite(y)).sum())
     held_out = HELD_OUT.get(table["split"].iloc[0], table["split"].iloc[0])
-    ax.set_title(f"{metric} of {scored} genes, {held_out}", fontsize="medium")
+    ax.set_title(f"{metric} of {scored} genes,\n{held_out}", fontsize="medium")
     ax.set(xlabel=f"{pair[0]} (better for {first})", ylabel=f"{pair[1]} (better for {second})", aspect="equal")
 
 
