@@ -39,14 +39,14 @@ def inputs(data: Path, wanted: list[str], say: str = "attention") -> tuple[AnnDa
     sc.pp.log1p(adata)
     tables = {"raw": adata.copy()}
     if set(wanted) - {"raw"}:
-        sthisto.pp.extract_features(adata, pitch_um=SECTIONS["151673"].pitch_um, progress=False)
-        sthisto.tl.fit(adata, say, progress=False)
+        sthisto.pp.extract_features(adata, pitch_um=SECTIONS["151673"].pitch_um)
+        sthisto.tl.fit(adata, say)
     if "denoised" in wanted:
         sthisto.tl.predict(adata)
         tables["denoised"] = adata[:, adata.var["sthisto_modelled"]].copy()
         tables["denoised"].X = tables["denoised"].layers["sthisto"]
     if "dense" in wanted:
-        tables["dense"] = sthisto.tl.upsample(adata, 2, progress=False)
+        tables["dense"] = sthisto.tl.upsample(adata, 2)
     return adata, {name: tables[name] for name in wanted}
 
 
@@ -54,7 +54,7 @@ def score(adata: AnnData, table: AnnData, method: str, random_state: int, epochs
     """Give the adjusted Rand index with Gaussians and with k-means; NaN for the latter where nothing is embedded."""
     iterates = domains.METHODS[method].iterative
     params = {"epochs": epochs} if iterates and epochs else {}
-    sthisto.tl.spatial_domains(table, method, LAYERS, params=params, random_state=random_state, progress=False)
+    sthisto.tl.spatial_domains(table, method, LAYERS, params=params, random_state=random_state)
     if not EMBEDDING[method]:
         return _agreement(adata, table, table.obs["spatial_domain"]), np.nan
     by = [

@@ -106,7 +106,7 @@ def ratio(options: argparse.Namespace) -> None:
         loop = bare_loop(encoder, sample_patches(image, adata.obsm["spatial"], 112 / mpp, encoder.input_size), batch)
 
         def extract(picture: Any) -> Callable[[], None]:
-            settings = {"mpp": mpp, "batch_size": batch, "progress": False}  # noqa: B023
+            settings = {"mpp": mpp, "batch_size": batch}  # noqa: B023
             return lambda: sthisto.pp.extract_features(adata.copy(), encoder, image=picture, **settings)  # noqa: B023
 
         works = [loop, extract(path), extract(image)]
@@ -357,7 +357,7 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
     adata = ad.AnnData(obsm={"spatial": rng.uniform(0, options.size, (options.points, 2))})
     encoder = "handcrafted" if name == "handcrafted" else network(name, "cpu")
     image = open_kind(kind, Path(path))
-    seconds = timed(lambda: sthisto.pp.extract_features(adata, encoder, image=image, mpp=MPP, progress=False))
+    seconds = timed(lambda: sthisto.pp.extract_features(adata, encoder, image=image, mpp=MPP))
     digest = hashlib.sha256(adata.obsm["X_histo"].tobytes()).hexdigest()[:8]
     return {"seconds": seconds, "peak_mb": peak_mb(), "features": digest}
 

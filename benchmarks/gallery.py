@@ -101,9 +101,9 @@ def section(name: str, data: Path) -> AnnData:
 
 def dense_map(adata: AnnData, grid: int) -> AnnData:
     """Fit, denoise the spots, and predict between them."""
-    sthisto.tl.fit(adata, progress=False)
+    sthisto.tl.fit(adata)
     sthisto.tl.predict(adata)
-    return sthisto.tl.upsample(adata, grid, progress=False)
+    return sthisto.tl.upsample(adata, grid)
 
 
 def draw_section(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> dict[str, Figure]:
@@ -123,14 +123,14 @@ def draw_domains(adata: AnnData, dense: AnnData, plan: Plan, method: str) -> Fig
     """Draw domains of measured, denoised and predicted expression next to known labels, where there are any."""
     keys = ["of measured", "of denoised"]  # not "measured": the dense table has a column of that name
     for key, table, layer in ((keys[0], adata, None), (keys[1], adata, "sthisto"), (keys[1], dense, None)):
-        sthisto.tl.spatial_domains(table, method, plan.n_domains, layer=layer, key_added=key, progress=False)
+        sthisto.tl.spatial_domains(table, method, plan.n_domains, layer=layer, key_added=key)
     return sthisto.pl.domains(adata, keys, reference=plan.reference, dense=dense, return_fig=True)
 
 
 def draw_scores(adata: AnnData) -> Figure:
     """Draw held-out scores of models."""
     models = ["attention", "gp", "ridge", "idw"]
-    report = sthisto.tl.evaluate(adata, models, counts_layer="counts", n_repeats=3, progress=False)
+    report = sthisto.tl.evaluate(adata, models, counts_layer="counts", n_repeats=3)
     return sthisto.pl.evaluation(report, return_fig=True)
 
 

@@ -27,16 +27,16 @@ def measure(name: str, data: Path) -> list[float]:
     adata = ad.read_h5ad(data / source.table)
     image = None if source.image is None else data / source.image
     clock = [time.perf_counter()]
-    sthisto.pp.extract_features(adata, image=image, pitch_um=source.pitch_um, progress=False)
+    sthisto.pp.extract_features(adata, image=image, pitch_um=source.pitch_um)
     clock.append(time.perf_counter())
     opened = None if image is None else open_image(image)
     clock.append(time.perf_counter())
-    sthisto.pp.extract_features(adata, image=opened, pitch_um=source.pitch_um, progress=False)
+    sthisto.pp.extract_features(adata, image=opened, pitch_um=source.pitch_um)
     clock.append(time.perf_counter())
     chosen = choose_genes(adata.X, np.zeros(adata.n_obs), 1000, least_seen=source.min_share)
     adata.X = lognorm(adata.X)
     clock.append(time.perf_counter())
-    sthisto.tl.fit(adata, genes=adata.var_names[chosen], progress=False)
+    sthisto.tl.fit(adata, genes=adata.var_names[chosen])
     clock.append(time.perf_counter())
     lattice = grids.Lattice.fit(adata.obsm["spatial"])
     fine = lattice.refine(4)
@@ -44,7 +44,7 @@ def measure(name: str, data: Path) -> list[float]:
     _, nearest = grids.nearest(points, adata.obsm["spatial"])
     features = adata.obsm["X_histo"][nearest[:, 0]]
     clock.append(time.perf_counter())
-    sthisto.tl.upsample(adata, points, features=features, progress=False)
+    sthisto.tl.upsample(adata, points, features=features)
     clock.append(time.perf_counter())
     whole, _, bare, _, fit, _, upsample = np.diff(clock)
     return [adata.n_obs / whole, adata.n_obs / bare, fit, len(points), upsample]

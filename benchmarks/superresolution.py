@@ -76,7 +76,7 @@ def coarsen(fine: AnnData, name: str, data: Path, pools: Pools, counts: sparse.c
     coarse.obsm["spatial"] = pools.xy
     coarse.uns["spatial"] = fine.uns["spatial"]
     image = None if source.image is None else data / source.image
-    sthisto.pp.extract_features(coarse, image=image, pitch_um=source.pitch_um * pools.widening, progress=False)
+    sthisto.pp.extract_features(coarse, image=image, pitch_um=source.pitch_um * pools.widening)
     return coarse
 
 
@@ -89,8 +89,8 @@ def run(
     yield "nearest", mean_r(truth, coarse[nearest, coarse.var["highly_variable"]].X.toarray())
     for model in models:
         params = {"n_neighbors": NEIGHBOURS} if model == "idw" else None
-        sthisto.tl.fit(coarse, model, params=params, random_state=random_state, progress=False)
-        dense = sthisto.tl.upsample(coarse, xy, features=np.asarray(fine.obsm["X_histo"]), progress=False)
+        sthisto.tl.fit(coarse, model, params=params, random_state=random_state)
+        dense = sthisto.tl.upsample(coarse, xy, features=np.asarray(fine.obsm["X_histo"]))
         yield model, mean_r(truth, dense.X)
 
 

@@ -125,21 +125,19 @@ def run(folder: Path, side: int, n_genes: int, parts: int) -> None:
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
     with measured(f"extract_features of {adata.n_obs} bins of 16 um"):
-        sthisto.pp.extract_features(
-            adata, image=folder / "image.btf", mpp=MPP, pitch_um=16, patch_um=56, progress=False
-        )
+        sthisto.pp.extract_features(adata, image=folder / "image.btf", mpp=MPP, pitch_um=16, patch_um=56)
     with measured(f"fit, {n_genes} genes"):
-        sthisto.tl.fit(adata, progress=False)
+        sthisto.tl.fit(adata)
     coarse = grids.Lattice.fit(adata.obsm["spatial"])
     with measured("upsample to 8 um"):
-        dense = sthisto.tl.upsample(adata, coarse.split(2), progress=False)
+        dense = sthisto.tl.upsample(adata, coarse.split(2))
     told = f"{dense.n_obs} bins of 8 um, correlation with the truth {score(dense, side, n_genes, 4):.3f}"
     del dense
     sites = lattice.index(bins.obsm["spatial"])
     starts = range(0, len(sites), PART)
     with measured(f"upsample to 2 um, {min(parts, len(starts))} of {len(starts)} parts"):
         for number, start in enumerate(starts[:parts]):
-            part = sthisto.tl.upsample(adata, lattice.points(sites[start : start + PART]), progress=False)
+            part = sthisto.tl.upsample(adata, lattice.points(sites[start : start + PART]))
             part.write_h5ad(folder / f"part_{number}.h5ad")
     print(f"\n{told}; the 2 um table stayed sparse: {bins.X.nnz} of {bins.X.shape[0] * bins.X.shape[1]} values")
 

@@ -4,6 +4,7 @@ import os
 import warnings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TQDM_DISABLE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(threads, "1")
@@ -41,14 +42,14 @@ def encoder():
 @pytest.fixture(scope="session")
 def _section(encoder):
     adata = sthisto.datasets.synthetic(100, n_genes=20, random_state=1)
-    sthisto.pp.extract_features(adata, encoder, progress=False)
+    sthisto.pp.extract_features(adata, encoder)
     return adata
 
 
 @pytest.fixture(scope="session")
 def _sections(encoder):
     adata = sthisto.datasets.synthetic(60, n_genes=12, n_sections=2, random_state=2)
-    sthisto.pp.extract_features(adata, encoder, library_key="library", progress=False)
+    sthisto.pp.extract_features(adata, encoder, library_key="library")
     return adata
 
 

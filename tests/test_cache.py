@@ -118,7 +118,7 @@ KILLED = """
     adata = datasets.synthetic(150, n_genes=10, random_state=4)
     for dense in (False, True):
         cache = {cache!r} + str(dense)
-        pp.extract_features(adata, Slow(), dense=dense, batch_size=4, cache=cache, progress=False, key_added=str(dense))
+        pp.extract_features(adata, Slow(), dense=dense, batch_size=4, cache=cache, key_added=str(dense))
     np.savez({out!r}, **adata.obsm)
 """
 
@@ -144,7 +144,7 @@ def test_killed_three_times(tmp_path):
     subprocess.run([sys.executable, script], check=True, capture_output=True)
     adata = datasets.synthetic(150, n_genes=10, random_state=4)
     for dense in (False, True):
-        pp.extract_features(adata, Blurred(), dense=dense, batch_size=4, progress=False)
+        pp.extract_features(adata, Blurred(), dense=dense, batch_size=4)
         assert_array_equal(np.load(out)[str(dense)], adata.obsm["X_histo"], strict=True)
 
 
@@ -250,7 +250,7 @@ def test_two_runs_at_once(tmp_path):
 
 
 def test_sections_have_a_part_each(sections, tmp_path, refuses):
-    options = {"library_key": "library", "cache": tmp_path / "cache", "progress": False}
+    options = {"library_key": "library", "cache": tmp_path / "cache"}
     pp.extract_features(sections, Blurred(), **options)
     first = sections.obsm["X_histo"]
     pp.extract_features(sections, Blurred(lasts=0), **options)

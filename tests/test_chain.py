@@ -64,12 +64,12 @@ def drawn(figure):
 def test_an_anndata_goes_the_whole_way(measured, tmp_path):
     measured.write_h5ad(tmp_path / "section.h5ad")
     adata = sc.read_h5ad(tmp_path / "section.h5ad")
-    sthisto.pp.extract_features(adata, progress=False)
-    sthisto.tl.fit(adata, progress=False)
-    dense = sthisto.tl.upsample(adata, 2, progress=False)
+    sthisto.pp.extract_features(adata)
+    sthisto.tl.fit(adata)
+    dense = sthisto.tl.upsample(adata, 2)
     assert dense.n_obs > 3 * adata.n_obs
     clusters(dense)
-    sthisto.tl.spatial_domains(dense, "stagate", 4, params=FAST, progress=False)
+    sthisto.tl.spatial_domains(dense, "stagate", 4, params=FAST)
     assert follows_the_tissue(dense, adata, "spatial_domain")
     for figure in (
         pl.genes(adata, GENES, dense=dense, return_fig=True),
@@ -107,13 +107,13 @@ def as_spatialdata(adata):
 def test_a_spatialdata_goes_the_whole_way(measured, tmp_path):
     as_spatialdata(measured).write(tmp_path / "section.zarr")
     sdata = read_zarr(tmp_path / "section.zarr")
-    sthisto.pp.extract_features(sdata, progress=False)
-    sthisto.tl.fit(sdata, progress=False)
-    dense = sthisto.tl.upsample(sdata, 2, rasters=GENES, progress=False)
+    sthisto.pp.extract_features(sdata)
+    sthisto.tl.fit(sdata)
+    dense = sthisto.tl.upsample(sdata, 2, rasters=GENES)
     table = dense["dense"]
     assert table.n_obs > 3 * measured.n_obs
     clusters(table)
-    sthisto.tl.spatial_domains(dense, "stagate", 4, params=FAST, progress=False)
+    sthisto.tl.spatial_domains(dense, "stagate", 4, params=FAST)
     assert follows_the_tissue(table, measured, "spatial_domain")
     dense.write(tmp_path / "dense.zarr")
     again = read_zarr(tmp_path / "dense.zarr")

@@ -42,7 +42,7 @@ def described(section, tmp_path_factory):
     """With features as well."""
     path = tmp_path_factory.mktemp("described") / "section.h5ad"
     adata = section.copy()
-    sthisto.pp.extract_features(adata, progress=False)
+    sthisto.pp.extract_features(adata)
     adata.write_h5ad(path)
     return path
 
@@ -76,7 +76,7 @@ def told(capsys, *argv):
 def test_features_are_those_of_the_function(path, section, tmp_path, capsys):
     summary = told(capsys, "features", path, "-o", tmp_path / "out.h5ad", "--patch-um", 200)
     expected = section.copy()
-    sthisto.pp.extract_features(expected, patch_um=200, progress=False)
+    sthisto.pp.extract_features(expected, patch_um=200)
     made = ad.read_h5ad(tmp_path / "out.h5ad")
     assert_array_equal(made.obsm["X_histo"], expected.obsm["X_histo"])
     assert_array_equal(made.X.toarray(), section.X.toarray())
@@ -92,7 +92,7 @@ def test_a_fit_is_that_of_the_function_in_both_files(described, tmp_path, capsys
     assert summary["reused"] == [f"obsm['X_histo'] of {described}"]
     expected = ad.read_h5ad(described)
     params, genes = {"n_components": 5}, ["fine_01", "region_00"]
-    sthisto.tl.fit(expected, "ridge", genes=genes, params=params, progress=False)
+    sthisto.tl.fit(expected, "ridge", genes=genes, params=params)
     sthisto.tl.predict(expected)
     made = ad.read_h5ad(out)
     assert made.uns["sthisto"]["fit"]["sthisto"]["random_state"] == 7
@@ -106,9 +106,9 @@ def test_a_fit_is_that_of_the_function_in_both_files(described, tmp_path, capsys
 def test_upsample_is_that_of_the_function(path, section, tmp_path, capsys):
     summary = told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", "--model", "ridge", "--grid", 2)
     expected = section.copy()
-    sthisto.pp.extract_features(expected, progress=False)
-    sthisto.tl.fit(expected, "ridge", progress=False)
-    expected = sthisto.tl.upsample(expected, 2, progress=False)
+    sthisto.pp.extract_features(expected)
+    sthisto.tl.fit(expected, "ridge")
+    expected = sthisto.tl.upsample(expected, 2)
     dense = ad.read_h5ad(tmp_path / "dense.h5ad")
     assert_array_equal(dense.X, expected.X)
     assert_array_equal(dense.obsm["spatial"], expected.obsm["spatial"])
@@ -121,7 +121,7 @@ def test_upsample_is_that_of_the_function(path, section, tmp_path, capsys):
 def test_pictures_by_section(tmp_path, capsys):
     adata = sthisto.datasets.synthetic(50, n_genes=10, n_sections=2)
     expected = adata.copy()
-    sthisto.pp.extract_features(expected, library_key="library", progress=False)
+    sthisto.pp.extract_features(expected, library_key="library")
     images = []
     for name, entry in adata.uns.pop("spatial").items():
         Image.fromarray(entry["images"]["hires"]).save(tmp_path / f"{name}.png")
@@ -138,8 +138,8 @@ def test_pictures_by_section(tmp_path, capsys):
 def test_bounds_of_new_measurements(path, section, tmp_path, capsys):
     told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", "--model", "idw", "--grid", 1, "--interval", 0.9)
     expected = section.copy()
-    sthisto.tl.fit(expected, "idw", progress=False)
-    expected = sthisto.tl.upsample(expected, 1, interval=0.9, progress=False)
+    sthisto.tl.fit(expected, "idw")
+    expected = sthisto.tl.upsample(expected, 1, interval=0.9)
     dense = ad.read_h5ad(tmp_path / "dense.h5ad")
     for layer in ("low", "high"):
         assert_array_equal(dense.layers[layer], expected.layers[layer])
@@ -150,9 +150,9 @@ def test_genes_are_judged_and_the_map_conserves(path, section, tmp_path, capsys)
     options = "--model", "ridge", "--test-genes", "--match-spot-means"
     told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", *options)
     expected = section.copy()
-    sthisto.pp.extract_features(expected, progress=False)
-    sthisto.tl.fit(expected, "ridge", test_genes=True, progress=False)
-    expected = sthisto.tl.upsample(expected, 2, match_spot_means=True, progress=False)
+    sthisto.pp.extract_features(expected)
+    sthisto.tl.fit(expected, "ridge", test_genes=True)
+    expected = sthisto.tl.upsample(expected, 2, match_spot_means=True)
     dense = ad.read_h5ad(tmp_path / "dense.h5ad")
     assert_array_equal(dense.X, expected.X)
     for column in ("pcc_heldout", "qvalue_heldout"):
@@ -334,7 +334,7 @@ def test_the_demo_scores_hidden_spots_only(tmp_path, capsys, monkeypatch):
     hidden = sthisto.grids.hold_out(expected.obsm["spatial"], 0.5, random_state=0)
     expected.obs["kept"] = ~hidden
     expected.X = np.where(hidden[:, None], 1.5, small.X.toarray())  # what is hidden cannot matter
-    sthisto.tl.fit(expected, "idw", train_on="kept", progress=False)
+    sthisto.tl.fit(expected, "idw", train_on="kept")
     sthisto.tl.predict(expected)
     assert table[0].startswith(f"Pearson r on {hidden.sum()} hidden spots")
     assert set(scores) == {"ridge", "idw"}

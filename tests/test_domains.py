@@ -29,7 +29,7 @@ FAST = {
 
 
 def find(adata, method="stagate", n_domains=3, **options):
-    options = {"params": FAST.get(method), "progress": False, "device": "cpu"} | options
+    options = {"params": FAST.get(method), "device": "cpu"} | options
     sthisto.tl.spatial_domains(adata, method, n_domains, **options)
     return adata.obs[options.get("key_added", "spatial_domain")]
 
@@ -276,7 +276,7 @@ def test_several_sections(sections):
 
 
 def test_denoised_genes_alone_are_read(section):
-    sthisto.tl.fit(section, "ridge", genes=section.var_names[:12], progress=False)
+    sthisto.tl.fit(section, "ridge", genes=section.var_names[:12])
     sthisto.tl.predict(section)
     labels = find(section, "kmeans", layer="sthisto")
     record = section.uns["sthisto"]["domains"]["spatial_domain"]
@@ -289,8 +289,8 @@ def test_denoised_genes_alone_are_read(section):
 def dense(request):
     adata = request.getfixturevalue("_section").copy()
     adata.var["highly_variable"] = np.arange(adata.n_vars) % 2 == 0
-    sthisto.tl.fit(adata, "ridge", genes=adata.var_names, progress=False)
-    return sthisto.tl.upsample(adata, 2, encoder=request.getfixturevalue("encoder"), progress=False)
+    sthisto.tl.fit(adata, "ridge", genes=adata.var_names)
+    return sthisto.tl.upsample(adata, 2, encoder=request.getfixturevalue("encoder"))
 
 
 @pytest.mark.parametrize("method", METHODS)

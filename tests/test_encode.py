@@ -86,7 +86,7 @@ def test_the_crop_of_the_papers_scripts(section, encoder):
 
     picture = section.uns["spatial"]["synthetic_0"]["images"]["hires"]
     for mpp in (2.0, 1.9):
-        pp.extract_features(section, Fifty(), image=picture, mpp=mpp, patch_um=50 * mpp, progress=False)
+        pp.extract_features(section, Fifty(), image=picture, mpp=mpp, patch_um=50 * mpp)
         x, y = np.floor(section.obsm["spatial"][40] + 0.5).astype(int)
         crop = picture[y - 25 : y + 25, x - 25 : x + 25]
         assert crop.shape == (50, 50, 3)
@@ -101,5 +101,5 @@ def test_a_patch_larger_than_the_picture(section, encoder, refuses):
         f"a patch of .* um is {side / 2 + 1:.0f} px at 2 um/px, but the image is only {width} wide and {height} high"
     )
     with refuses(section, ValueError, message):
-        pp.extract_features(section, encoder, image=picture, mpp=2.0, patch_um=side + 2, progress=False)
-    pp.extract_features(section, encoder, image=picture, mpp=2.0, patch_um=side, progress=False)
+        pp.extract_features(section, encoder, image=picture, mpp=2.0, patch_um=side + 2)
+    pp.extract_features(section, encoder, image=picture, mpp=2.0, patch_um=side)

@@ -17,7 +17,7 @@ from sthisto.cli import main
 from sthisto.evaluation import Dataset, Split, choose_genes, compare, score
 from sthisto.models import Section, build
 
-COUNTS = {"counts_layer": "counts", "n_genes": 8, "device": "cpu", "progress": False}
+COUNTS = {"counts_layer": "counts", "n_genes": 8, "device": "cpu"}
 
 
 def evaluate(adata, models="idw", **options):
@@ -65,7 +65,7 @@ def test_scores_are_those_of_a_fit_and_prediction_by_hand(section):
     adata = section.copy()
     table = evaluate(section, "ridge", counts_layer=None, random_state=4)
     hidden = grids.hold_out(adata.obsm["spatial"], 0.5, random_state=4)
-    tl.fit(adata, "ridge", train_on=~hidden, random_state=4, progress=False)
+    tl.fit(adata, "ridge", train_on=~hidden, random_state=4)
     tl.predict(adata)
     truth, predicted = adata.X.toarray()[hidden], adata.layers["sthisto"][hidden]
     by_hand = {
@@ -177,7 +177,7 @@ def test_blocks_are_hidden_whole_and_random_spots_are_not(section):
     hidden = grids.hold_out(section.obsm["spatial"], 0.5, block=3 * lattice.pitch, random_state=2)
     adata = section.copy()
     genes = by_gene(table[(table["split"] == "block") & (table["repeat"] == 1)], "idw", "mse").index
-    tl.fit(adata, "idw", train_on=~hidden, genes=genes, progress=False)
+    tl.fit(adata, "idw", train_on=~hidden, genes=genes)
     tl.predict(adata)
     cut = adata[hidden, genes]
     expected = ((cut.X.toarray() - cut.layers["sthisto"]) ** 2).mean(axis=0)
@@ -427,9 +427,7 @@ def test_the_command_writes_and_tells_what_the_function_gives(section, file, cap
     assert main(["evaluate", str(file), "-o", str(scores), "--picture", str(picture), *options]) == 0
     told = json.loads(capsys.readouterr().out)
     section.layers["counts"] = section.X
-    expected = tl.evaluate(
-        section, ("ridge", "idw"), n_repeats=2, counts_layer="counts", random_state=3, progress=False
-    )
+    expected = tl.evaluate(section, ("ridge", "idw"), n_repeats=2, counts_layer="counts", random_state=3)
     found = pd.read_csv(scores)
     costs = ["seconds", "peak_memory_mb"]
     tables = [table[~table["metric"].isin(costs)].reset_index(drop=True) for table in (found, expected)]

@@ -159,8 +159,8 @@ def _judged():
     from sthisto import pp  # noqa: PLC0415
 
     adata = synthetic(200, n_genes=30, random_state=3)
-    pp.extract_features(adata, progress=False)
-    tl.fit(adata, "ridge", genes=adata.var_names[:24], test_genes=True, progress=False)
+    pp.extract_features(adata)
+    tl.fit(adata, "ridge", genes=adata.var_names[:24], test_genes=True)
     return adata
 
 
@@ -183,18 +183,18 @@ def test_columns_of_genes_are_written(judged):
 
 
 def test_it_is_not_done_unless_asked(section):
-    tl.fit(section, "ridge", progress=False)
+    tl.fit(section, "ridge")
     assert not set(COLUMNS) & set(section.var)
 
 
 def test_the_fit_itself_is_the_same(judged):
-    tl.fit(judged, "ridge", genes=judged.var_names[:24], progress=False, key_added="plain")
+    tl.fit(judged, "ridge", genes=judged.var_names[:24], key_added="plain")
     fits = judged.uns["sthisto"]["fit"]
     assert fits["plain"]["sha256"] == fits["sthisto"]["sha256"]
 
 
 def test_dense_maps_and_pictures_know_of_it(judged):
-    dense = tl.upsample(judged, 2, progress=False)
+    dense = tl.upsample(judged, 2)
     assert_allclose(dense.var["qvalue_heldout"], judged.var["qvalue_heldout"][:24])
     order = judged.var["qvalue_heldout"][:24].sort_values().index
     judged.var.loc[order[0], "pcc_heldout"] = 0.5
@@ -238,15 +238,15 @@ def test_predictions_are_of_spots_that_were_not_learnt_from():
 
 
 def test_models_that_read_no_features_need_them_here(section, refuses):
-    tl.fit(section, "idw", test_genes=True, progress=False)
+    tl.fit(section, "idw", test_genes=True)
     assert isinstance(section.var["qvalue_heldout"], pd.Series)
     del section.obsm["X_histo"]
     with refuses(section, KeyError, "no image features 'X_histo'"):
-        tl.fit(section, "idw", test_genes=True, progress=False)
+        tl.fit(section, "idw", test_genes=True)
 
 
 def test_sections_that_are_too_small_are_refused(refuses):
     tiny = synthetic(25, n_genes=10)
     tiny.obsm["X_histo"] = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
     with refuses(tiny, ValueError, "too few spots for test_genes|too small to tell"):
-        tl.fit(tiny, "ridge", test_genes=True, progress=False)
+        tl.fit(tiny, "ridge", test_genes=True)

@@ -232,7 +232,7 @@ def test_other_models_look_beyond_the_spot(name):
 @pytest.fixture(scope="module")
 def table(encoder):
     adata = synthetic(60, n_genes=10, random_state=1)
-    pp.extract_features(adata, encoder, progress=False)
+    pp.extract_features(adata, encoder)
     return adata
 
 
@@ -245,7 +245,7 @@ def test_hidden_expression_never_leaks(table, name):
     predictions = []
     for adata in (table.copy(), changed):
         params = {**QUICK.get(name, {}), **({"epochs": 2} if MODELS[name].iterative else {})}
-        tl.fit(adata, name, params=params, train_on=seen, random_state=1, device="cpu", progress=False)
+        tl.fit(adata, name, params=params, train_on=seen, random_state=1, device="cpu")
         tl.predict(adata)
         predictions.append(adata.layers["sthisto"])
     assert_array_equal(*predictions)

@@ -32,10 +32,10 @@ def dense(request, encoder, tmp_path_factory):
         path = tmp_path_factory.mktemp("picture") / "section.png"
         Pillow.fromarray(picture).save(path)
         options["image"] = picture if request.param == "array" else path
-    pp.extract_features(section, encoder, progress=False, **options)
-    tl.fit(section, "ridge", progress=False)
+    pp.extract_features(section, encoder, **options)
+    tl.fit(section, "ridge")
     again = {"image": options["image"]} if request.param == "array" else {}
-    made = tl.upsample(section, 5, encoder=encoder, progress=False, **again)
+    made = tl.upsample(section, 5, encoder=encoder, **again)
     made.uns["origin"] = request.param
     return made
 
@@ -66,8 +66,8 @@ def test_two_maps_concatenate(sections, encoder, tmp_path):
     for name in ("synthetic_0", "synthetic_1"):
         part = sections[sections.obs["library"] == name].copy()
         part.uns["spatial"] = {name: part.uns["spatial"][name]}
-        tl.fit(part, "idw", progress=False)
-        maps[name] = tl.upsample(part, 2, progress=False)
+        tl.fit(part, "idw")
+        maps[name] = tl.upsample(part, 2)
     both = ad.concat(maps, label="section", index_unique="-", uns_merge="unique", merge="same")
     assert both.n_obs == sum(part.n_obs for part in maps.values())
     assert both.obs_names.is_unique
@@ -80,8 +80,8 @@ def test_two_maps_concatenate(sections, encoder, tmp_path):
 
 
 def test_sections_of_one_fit_are_drawn_side_by_side(sections, encoder):
-    tl.fit(sections, "ridge", library_key="library", progress=False)
-    dense = tl.upsample(sections, 2, encoder=encoder, progress=False)
+    tl.fit(sections, "ridge", library_key="library")
+    dense = tl.upsample(sections, 2, encoder=encoder)
     gene = dense.var_names[0]
     axes = sq.pl.spatial_scatter(dense, shape="square", color=gene, library_key="library", return_ax=True)
     for name, ax in zip(("synthetic_0", "synthetic_1"), axes, strict=True):
@@ -91,8 +91,8 @@ def test_sections_of_one_fit_are_drawn_side_by_side(sections, encoder):
 
 
 def test_scanpy_draws_the_map(section, encoder):
-    tl.fit(section, "ridge", progress=False)
-    dense = tl.upsample(section, 2, encoder=encoder, progress=False)
+    tl.fit(section, "ridge")
+    dense = tl.upsample(section, 2, encoder=encoder)
     sc.pp.pca(dense, n_comps=5)
     sc.pp.neighbors(dense, transformer="sklearn", method="gauss")
     sc.tl.leiden(dense, flavor="igraph", n_iterations=2, directed=False)

@@ -23,7 +23,7 @@ def bare(section):
 
 @pytest.fixture
 def extract(encoder):
-    return lambda adata, **options: pp.extract_features(adata, **{"encoder": encoder, "progress": False, **options})
+    return lambda adata, **options: pp.extract_features(adata, **{"encoder": encoder, **options})
 
 
 def scale_of(adata, key="X_histo"):
@@ -119,7 +119,7 @@ def test_a_view_becomes_an_object_of_its_own(section, extract):
 
 def test_the_default_encoder_needs_no_download(section):
     few = section[:20].copy()
-    pp.extract_features(few, progress=False, batch_size=3)
+    pp.extract_features(few, batch_size=3)
     assert few.obsm["X_histo"].shape[1] > 6
     assert np.isfinite(few.obsm["X_histo"]).all()
 
@@ -323,7 +323,7 @@ def test_an_encoder_that_breaks_its_word(section, refuses, encoder, answer):
             return answer
 
     with refuses(section, ValueError, r"encoder 'colors' gave an array of shape .* expected \(100, 6\)"):
-        pp.extract_features(section, Wrong(), progress=False, batch_size=100)
+        pp.extract_features(section, Wrong(), batch_size=100)
 
 
 # --- real pictures ---------------------------------------------------------------------------------------------------

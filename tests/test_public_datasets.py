@@ -202,7 +202,7 @@ def test_a_section_of_the_cortex_is_whole(load, layout, tmp_path):
 
 def test_it_goes_straight_into_features_fit_and_file(load, encoder, tmp_path):
     adata = load()
-    sthisto.pp.extract_features(adata, encoder, progress=False)
+    sthisto.pp.extract_features(adata, encoder)
     record = adata.uns["sthisto"]["features"]["X_histo"]
     assert record["image"].tolist() == [str(tmp_path / "dlpfc" / "151673" / "image.tif")]  # not the hires picture
     assert record["mpp"] == pytest.approx(4, rel=0.01)
@@ -213,7 +213,7 @@ def test_it_goes_straight_into_features_fit_and_file(load, encoder, tmp_path):
 def test_without_the_full_resolution_image_the_small_one_is_taken(load, cortex, encoder):
     adata = load(fullres=False)
     assert not any("full_image" in path for path, _ in cortex.asked)
-    sthisto.pp.extract_features(adata, encoder, progress=False)
+    sthisto.pp.extract_features(adata, encoder)
     assert adata.uns["sthisto"]["features"]["X_histo"]["image"].tolist() == ["uns:hires"]
 
 
@@ -221,7 +221,7 @@ def test_an_image_that_was_moved_away_is_told_of(load, encoder, tmp_path, caplog
     adata = load()
     (tmp_path / "dlpfc" / "151673" / "image.tif").unlink()
     with caplog.at_level("INFO", "sthisto"):
-        sthisto.pp.extract_features(adata, encoder, progress=False)
+        sthisto.pp.extract_features(adata, encoder)
     assert "is not there" in caplog.text
     assert adata.uns["sthisto"]["features"]["X_histo"]["image"].tolist() == ["uns:hires"]
 

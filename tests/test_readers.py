@@ -37,7 +37,7 @@ pytestmark = [
 
 NAMES = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 HIRES, LOWRES = 0.5, 0.1
-QUIET = {"progress": False}
+QUIET: dict[str, object] = {}
 
 
 @dataclass(frozen=True)

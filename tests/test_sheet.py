@@ -65,8 +65,8 @@ def by_hand(sections):
     parts, pictures = sections
     whole = ad.concat({name: parts[name] for name in "ab"}, label="section", index_unique="-", merge="same")
     images = {name: pictures[name] for name in "ab"}
-    sthisto.pp.extract_features(whole, image=images, library_key="section", mpp=2.0, progress=False)
-    sthisto.tl.fit(whole, "ridge", library_key="section", progress=False)
+    sthisto.pp.extract_features(whole, image=images, library_key="section", mpp=2.0)
+    sthisto.tl.fit(whole, "ridge", library_key="section")
     return whole, images
 
 
@@ -78,7 +78,7 @@ def test_maps_are_those_of_the_functions(folder, sections, capsys):
     for name in "ab":
         dense = ad.read_h5ad(folder / "out" / f"{name}.h5ad")
         part = whole[whole.obs["section"] == name].copy()
-        expected = sthisto.tl.upsample(part, 2, image=images, interval=0.8, progress=False)
+        expected = sthisto.tl.upsample(part, 2, image=images, interval=0.8)
         assert_array_equal(dense.X, expected.X)
         assert set(dense.layers) == {"std", "low", "high"}
         for layer, values in expected.layers.items():
@@ -89,7 +89,7 @@ def test_maps_are_those_of_the_functions(folder, sections, capsys):
     stained = ad.read_h5ad(folder / "out" / "c.h5ad")
     points = ad.AnnData(obs=stained.obs[["section"]], obsm={"spatial": stained.obsm["spatial"]})
     pictures = {"c": sections[1]["c"]}
-    sthisto.pp.extract_features(points, image=pictures, library_key="section", mpp=2.0, progress=False)
+    sthisto.pp.extract_features(points, image=pictures, library_key="section", mpp=2.0)
     expected = sthisto.tl.predict(points, reference=whole, library_key="section", image=pictures, interval=0.8)
     assert_array_equal(stained.X, expected.X)
     for layer in ("std", "low", "high"):
@@ -130,7 +130,7 @@ def test_pictures_may_be_in_the_tables(folder, sections, capsys):
     assert set(told(capsys)["made"]) == set("abc")
     whole, _ = by_hand(sections)
     part = whole[whole.obs["section"] == "a"].copy()
-    expected = sthisto.tl.upsample(part, 1, image={"a": sections[1]["a"]}, progress=False)
+    expected = sthisto.tl.upsample(part, 1, image={"a": sections[1]["a"]})
     assert_array_equal(ad.read_h5ad("out/a.h5ad").X, expected.X)
 
 

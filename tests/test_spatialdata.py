@@ -75,12 +75,12 @@ def turned(degrees, *, flip=False, shift=(0.0, 0.0), scale=1.0):
 
 @pytest.fixture
 def extract(encoder):
-    return lambda thing, **options: sthisto.pp.extract_features(thing, encoder, progress=False, **options)
+    return lambda thing, **options: sthisto.pp.extract_features(thing, encoder, **options)
 
 
 @pytest.fixture
 def upsample(encoder):
-    return lambda thing, *grid, **options: sthisto.tl.upsample(thing, *grid, encoder=encoder, progress=False, **options)
+    return lambda thing, *grid, **options: sthisto.tl.upsample(thing, *grid, encoder=encoder, **options)
 
 
 @pytest.fixture
@@ -184,8 +184,8 @@ def test_spots_are_laid_onto_an_image_that_lies_askew(section, extract, degrees,
     assert_allclose(table.obsm["X_histo"], section.obsm["X_histo"], rtol=0.01)
     # a unit of the shapes is 3 / 0.4 pixels of the image
     assert_allclose(table.uns["sthisto"]["features"]["X_histo"]["mpp"], [2.0 * 3 / 0.4], rtol=1e-6)
-    sthisto.tl.fit(sdata, "ridge", progress=False)
-    sthisto.tl.fit(section, "ridge", progress=False)
+    sthisto.tl.fit(sdata, "ridge")
+    sthisto.tl.fit(section, "ridge")
     lattice = grids.Lattice.fit(frame.geometry.get_coordinates().to_numpy())
     made, like = upsample(sdata, lattice), upsample(section, 1)
     dense = made["dense"]
@@ -203,13 +203,13 @@ def test_spots_are_laid_onto_an_image_that_lies_askew(section, extract, degrees,
 def test_the_whole_way_is_that_of_anndata(section, sdata, model, upsample):
     genes = list(section.var_names[:12])
     for thing in (sdata, section):
-        sthisto.tl.fit(thing, model, genes=genes, progress=False)
+        sthisto.tl.fit(thing, model, genes=genes)
         sthisto.tl.predict(thing)
     table = sdata["table"]
     assert_allclose(table.layers["sthisto"], section.layers["sthisto"], rtol=1e-5, atol=1e-6)
     assert table.var["sthisto_modelled"].sum() == 12
     reports = [
-        sthisto.tl.evaluate(thing, model, counts_layer="counts", n_repeats=1, split="random", progress=False)
+        sthisto.tl.evaluate(thing, model, counts_layer="counts", n_repeats=1, split="random")
         for thing in (sdata, section)
     ]
     scores = [report.query("metric == 'pearson'")["value"] for report in reports]
@@ -222,7 +222,7 @@ def test_the_whole_way_is_that_of_anndata(section, sdata, model, upsample):
 
 
 def test_a_section_that_was_only_stained(sdata, section):
-    sthisto.tl.fit(sdata, "ridge", progress=False)
+    sthisto.tl.fit(sdata, "ridge")
     there = sthisto.tl.predict(section, reference=sdata)
     made = sthisto.tl.predict(sdata, reference=sdata, table_key="table")
     assert_allclose(made.X, there.X, rtol=1e-5, atol=1e-6)
@@ -245,19 +245,19 @@ def test_several_regions_are_sections_with_an_image_each(sections, encoder, upsa
         },
         tables={"table": table},
     )
-    sthisto.pp.extract_features(made, encoder, progress=False)
+    sthisto.pp.extract_features(made, encoder)
     assert_allclose(made["table"].obsm["X_histo"], sections.obsm["X_histo"], rtol=1e-6)
     for thing, key in ((made, None), (sections, "library")):
-        sthisto.tl.fit(thing, "ridge", library_key=key, progress=False)
+        sthisto.tl.fit(thing, "ridge", library_key=key)
     dense, like = upsample(made, 2), upsample(sections, 2)
     assert_allclose(dense["dense"].X, like.X, rtol=1e-5, atol=1e-5)
     assert sorted(dense.shapes) == ["synthetic_0_dense", "synthetic_1_dense"]
     assert sorted(dense.images) == ["synthetic_0_he", "synthetic_1_he"]
     both = {n: f"{n}_he" for n in np.unique(names)}
-    sthisto.pp.extract_features(made, encoder, image_key=both, key_added="X_again", progress=False)
+    sthisto.pp.extract_features(made, encoder, image_key=both, key_added="X_again")
     assert_array_equal(made["table"].obsm["X_again"], made["table"].obsm["X_histo"])
     with pytest.raises(ValueError, match=r"library_key='kind': the table annotates 2 elements .*each a section of its"):
-        sthisto.pp.extract_features(made, encoder, library_key="kind", progress=False)
+        sthisto.pp.extract_features(made, encoder, library_key="kind")
 
 
 def test_the_image_of_the_features_is_taken_again(section, extract, upsample):
@@ -265,8 +265,8 @@ def test_the_image_of_the_features_is_taken_again(section, extract, upsample):
     other = np.full((60, 60, 3), 200, np.uint8)
     sdata = sdata_of(section, he=image_of(picture_of(section)), other=image_of(other))
     extract(sdata, image_key="he")
-    sthisto.tl.fit(sdata, "ridge", progress=False)
-    sthisto.tl.fit(section, "ridge", progress=False)
+    sthisto.tl.fit(sdata, "ridge")
+    sthisto.tl.fit(section, "ridge")
     made = upsample(sdata, 2)
     assert_allclose(made["dense"].X, upsample(section, 2).X, rtol=1e-5, atol=1e-5)
     assert list(made.images) == ["he"]
@@ -289,7 +289,7 @@ def test_models_that_read_pixels_read_them_from_the_image_of_the_fit(section):
         "head_width": 8,
         "mlp": 32,
     }
-    options = {"params": small, "genes": ["region_00", "fine_01"], "progress": False}
+    options = {"params": small, "genes": ["region_00", "fine_01"]}
     with pytest.raises(KeyError, match=r"2 images lie in a coordinate system of .* where one is wanted"):
         sthisto.tl.fit(sdata, "histogene", **options)
     found = {}
@@ -309,7 +309,7 @@ def test_features_from_elsewhere_need_no_image(section, upsample):
     """LazySlide, TRIDENT or a CSV: a matrix in ``obsm`` under any key."""
     made = SpatialData(shapes={"tiles": circles(section.obsm["spatial"])}, tables={"t": table_of(section, "tiles")})
     made["t"].obsm["X_uni"] = section.to_df().iloc[:, :5].set_axis([f"uni_{i}" for i in range(5)], axis=1)
-    sthisto.tl.fit(made, "ridge", features_key="X_uni", progress=False)
+    sthisto.tl.fit(made, "ridge", features_key="X_uni")
     sthisto.tl.predict(made)
     assert np.isfinite(made["t"].layers["sthisto"]).all()
     points = section.obsm["spatial"][:7]
@@ -327,8 +327,8 @@ def test_a_picture_beside_the_object(section, extract, tmp_path, upsample):
     made = SpatialData(shapes={"spots": circles(section.obsm["spatial"])}, tables={"table": table_of(section)})
     extract(made, image=path)
     assert_array_equal(made["table"].obsm["X_histo"], section.obsm["X_histo"])
-    sthisto.tl.fit(made, "ridge", progress=False)
-    sthisto.tl.fit(section, "ridge", progress=False)
+    sthisto.tl.fit(made, "ridge")
+    sthisto.tl.fit(section, "ridge")
     made = upsample(made, 2)
     assert_allclose(made["dense"].X, upsample(section, 2).X, rtol=1e-5, atol=1e-5)
 
@@ -393,7 +393,7 @@ def test_levels_of_an_image_of_odd_size_show_the_same_places(levels):
 def test_nothing_of_spatialdata_is_loaded_for_those_who_do_without(upsample):
     code = (
         "import sthisto, sys; a = sthisto.datasets.synthetic(60, n_genes=10);"
-        "sthisto.tl.fit(a, 'idw', progress=False); sthisto.tl.upsample(a, 2); print('spatialdata' in sys.modules)"
+        "sthisto.tl.fit(a, 'idw'); sthisto.tl.upsample(a, 2); print('spatialdata' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
@@ -414,7 +414,7 @@ def square(rotation=0.0):
 def test_cells_tile_the_map_and_the_table_annotates_them(make, upsample):
     section = make()
     made = sdata_of(section)
-    sthisto.tl.fit(made, "idw", progress=False)
+    sthisto.tl.fit(made, "idw")
     dense = upsample(made, 2)
     shapes, table = dense["spots_dense"], dense["dense"]
     assert_array_equal(get_element_instances(shapes), table.obs["point"])
@@ -430,7 +430,7 @@ def test_cells_tile_the_map_and_the_table_annotates_them(make, upsample):
 def test_dense_points_lie_where_the_measured_ones_do(section, extract, upsample):
     steps = {"global": Identity(), "slide": Scale([2.0, 2.0], ("x", "y"))}
     sdata = sdata_of(section, spots={"shapes": {"spots": circles(section.obsm["spatial"], steps)}})
-    sthisto.tl.fit(sdata, "idw", progress=False)
+    sthisto.tl.fit(sdata, "idw")
     dense = upsample(sdata, 2, rasters="region_00")
     for name in ("spots_dense", "spots_genes"):
         assert set(get_transformation(dense[name], get_all=True)) == {"global", "slide"}
@@ -439,7 +439,7 @@ def test_dense_points_lie_where_the_measured_ones_do(section, extract, upsample)
 def test_pictures_of_genes_have_the_predicted_values_in_their_places(section, upsample):
     there = circles(section.obsm["spatial"], {"global": turned(25, shift=(9.0, 4.0), scale=1.7)})
     sdata = sdata_of(section, spots={"shapes": {"spots": there}})
-    sthisto.tl.fit(sdata, "idw", progress=False)
+    sthisto.tl.fit(sdata, "idw")
     genes = ["noise_04", "region_00"]
     made = upsample(sdata, 2, rasters=genes)
     image, table = made["spots_genes"], made["dense"]
@@ -455,7 +455,7 @@ def test_pictures_of_genes_have_the_predicted_values_in_their_places(section, up
 
 
 def test_points_of_ones_own_are_squares(sdata, upsample):
-    sthisto.tl.fit(sdata, "idw", progress=False)
+    sthisto.tl.fit(sdata, "idw")
     xy = np.array([[100.0, 300.0], [130.0, 300.0], [400.0, 333.3]])
     made = upsample(sdata, xy, rasters=["region_00"])
     assert_allclose(made["dense"].obsm["spatial"], xy)
@@ -471,11 +471,11 @@ def test_a_finer_table_of_the_same_object_is_a_grid(section, extract, upsample):
     sdata["fine"] = circles(xy / 2, {"global": Scale([2.0, 2.0], ("x", "y"))})
     sdata["bins"] = table_of(other, "fine")
     extract(sdata, table_key="table")
-    sthisto.tl.fit(sdata, "ridge", table_key="table", progress=False)
+    sthisto.tl.fit(sdata, "ridge", table_key="table")
     made = upsample(sdata, "bins", table_key="table", rasters=["region_00"])
     assert list(made["dense"].obs_names) == list(other.obs_names)
     assert list(made.shapes) == ["fine"]
-    sthisto.tl.fit(section, "ridge", progress=False)
+    sthisto.tl.fit(section, "ridge")
     assert_allclose(made["dense"].X, upsample(section, xy).X, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="max_distance= beside grid='bins'"):
         upsample(sdata, "bins", table_key="table", max_distance=3.0)
@@ -484,7 +484,7 @@ def test_a_finer_table_of_the_same_object_is_a_grid(section, extract, upsample):
 
 
 def test_it_is_written_and_read(sdata, tmp_path, upsample):
-    sthisto.tl.fit(sdata, "ridge", progress=False)
+    sthisto.tl.fit(sdata, "ridge")
     made = upsample(sdata, 2, rasters=["region_00"])
     made.write(tmp_path / "dense.zarr")
     again = read_zarr(tmp_path / "dense.zarr")
@@ -497,7 +497,7 @@ def test_it_is_written_and_read(sdata, tmp_path, upsample):
 
 
 def test_a_fit_goes_to_another_machine(sdata, section, tmp_path):
-    sthisto.tl.fit(sdata, "ridge", progress=False)
+    sthisto.tl.fit(sdata, "ridge")
     sthisto.tl.save(sdata, tmp_path / "fit.safetensors")
     other = sdata_of(section)
     other["table"].obsm["X_histo"] = section.obsm["X_histo"]
@@ -545,7 +545,7 @@ def test_the_map_is_drawn_over_the_tissue(rotation, factor, upsample):
     step = int(1 / factor)
     scaled = image_of(255 - picture[::step, ::step], {"global": Scale([step, step], ("x", "y"))})
     sdata = sdata_of(adata, he=scaled)
-    sthisto.tl.fit(sdata, "idw", progress=False)
+    sthisto.tl.fit(sdata, "idw")
     made = upsample(sdata, 2, rasters=["region_00"])
     pitch = grids.spacing(made["dense"].obsm["spatial"])
     drawn = {}
@@ -668,7 +668,7 @@ def test_names_for_an_anndata(section, extract, refuses, upsample):
     for options in ({"table_key": "table"}, {"image_key": "he"}):
         with refuses(section, ValueError, "is about the elements of a SpatialData; adata is of type AnnData"):
             extract(section, **options)
-    sthisto.tl.fit(section, "idw", progress=False)
+    sthisto.tl.fit(section, "idw")
     with refuses(section, ValueError, "rasters= is about the elements of a SpatialData"):
         upsample(section, 2, rasters=["region_00"])
 
@@ -679,13 +679,13 @@ def test_a_picture_and_a_name(sdata, extract, unchanged):
 
 
 def test_pictures_of_genes_that_were_not_fitted(sdata, unchanged, upsample):
-    sthisto.tl.fit(sdata, "idw", genes=["region_00"], progress=False)
+    sthisto.tl.fit(sdata, "idw", genes=["region_00"])
     with unchanged(sdata, KeyError, r"rasters= .*'nonsense' .*'region_00'"):
         upsample(sdata, 2, rasters=["nonsense"])
 
 
 def test_the_table_alone_does_not_know_its_image(sdata, section, upsample):
-    sthisto.tl.fit(sdata, "ridge", progress=False)
+    sthisto.tl.fit(sdata, "ridge")
     table = sdata["table"]
     table.obsm["spatial"] = section.obsm["spatial"]
     with pytest.raises(KeyError, match="taken from the image 'he' of a SpatialData: pass that and not its table"):

@@ -90,14 +90,11 @@ def test_footprints_without_points_ask_for_nothing():
 
 
 def test_upsample_conserves_what_predict_says(section, encoder):
-    tl.fit(section, progress=False)
+    tl.fit(section)
     tl.predict(section)
     diameter = next(iter(section.uns["spatial"].values()))["scalefactors"]["spot_diameter_fullres"]
     spots, wanted = section.obsm["spatial"], section.layers["sthisto"]
-    made = {
-        option: tl.upsample(section, 4, encoder=encoder, match_spot_means=option, progress=False)
-        for option in (False, True)
-    }
+    made = {option: tl.upsample(section, 4, encoder=encoder, match_spot_means=option) for option in (False, True)}
     inside = np.linalg.norm(made[True].obsm["spatial"][:, None] - spots[None], axis=2) <= diameter / 2 * (1 + 1e-9)
     assert (inside.sum(axis=0) > 3).all()
     error = {
@@ -112,8 +109,8 @@ def test_upsample_conserves_what_predict_says(section, encoder):
 
 
 def test_several_sections_are_conserved_apart(sections, encoder):
-    tl.fit(sections, "idw", library_key="library", progress=False)
-    dense = tl.upsample(sections, 3, match_spot_means=True, progress=False)
+    tl.fit(sections, "idw", library_key="library")
+    dense = tl.upsample(sections, 3, match_spot_means=True)
     tl.predict(sections)
     for name in sections.obs["library"].unique():
         own, spots = dense[dense.obs["library"] == name], sections[sections.obs["library"] == name]

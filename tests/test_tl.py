@@ -21,7 +21,7 @@ UNSEEING = [name for name in EVERY if "features" not in MODELS[name].inputs]
 
 def fit(adata, model="ridge", **options):
     params = {"epochs": 3} if MODELS[model].iterative else None
-    tl.fit(adata, model, **{"params": params, "progress": False, "device": "cpu", **options})
+    tl.fit(adata, model, **{"params": params, "device": "cpu", **options})
     return adata
 
 
@@ -31,7 +31,7 @@ def predicted(adata, key="sthisto"):
 
 
 def upsample(adata, grid=2, **options):
-    return tl.upsample(adata, grid, progress=False, **options)
+    return tl.upsample(adata, grid, **options)
 
 
 def with_blanks(adata, rows, value):
@@ -207,7 +207,7 @@ def test_names_may_be_anything(sections, encoder, tmp_path):
     pictures = {names[old]: sections.uns["spatial"][names[old]]["images"]["hires"] for old in names}
     del sections.uns["spatial"]
     with pytest.warns(UserWarning, match="would nest in files"):
-        pp.extract_features(sections, encoder, image=pictures, library_key="library", mpp=2.0, progress=False)
+        pp.extract_features(sections, encoder, image=pictures, library_key="library", mpp=2.0)
     assert list(sections.uns["spatial"]) == ["Schnitt ß"]
     sections.obs_names = [str(number) for number in range(sections.n_obs)]
     sections.var["score"] = np.where(np.arange(12) % 2, np.nan, 1.0)
@@ -358,7 +358,7 @@ def test_points_beyond_the_rim_of_the_picture_are_described(encoder):
     low, high = (np.floor(xy.min(axis=0)) - 2).astype(int), (np.ceil(xy.max(axis=0)) + 2).astype(int)
     picture = section.uns.pop("spatial")["synthetic_0"]["images"]["hires"][low[1] : high[1], low[0] : high[0]]
     section.obsm["spatial"] = xy - low
-    pp.extract_features(section, encoder, image=picture, mpp=2.0, progress=False)
+    pp.extract_features(section, encoder, image=picture, mpp=2.0)
     dense = upsample(fit(section), 2, image=picture, encoder=encoder)
     assert (dense.obsm["spatial"] < 0).any()
     assert np.isfinite(dense.X).all()
@@ -366,7 +366,7 @@ def test_points_beyond_the_rim_of_the_picture_are_described(encoder):
 
 def test_ridge_finds_what_the_picture_shows():
     section = synthetic(150, n_genes=20, random_state=5)
-    pp.extract_features(section, progress=False)
+    pp.extract_features(section)
     fit(section)
     lattice = grids.Lattice.fit(section.obsm["spatial"]).refine(2)
     sites = lattice.cover(section.obsm["spatial"], 1.0 * lattice.pitch)
@@ -439,7 +439,7 @@ def test_raw_counts(section, refuses):
 )
 def test_bad_settings(section, refuses, options, error, message):
     with refuses(section, error, message):
-        tl.fit(section, **{"model": "ridge", "progress": False, **options})
+        tl.fit(section, **{"model": "ridge", **options})
 
 
 def test_bad_columns(section, refuses):
@@ -540,7 +540,7 @@ def test_scattered_spots_have_no_array_to_refine(refuses):
 
 def test_an_array_has_to_be_passed_again(section, refuses, encoder):
     picture = section.uns["spatial"]["synthetic_0"]["images"]["hires"]
-    pp.extract_features(section, encoder, image=picture, mpp=2.0, progress=False)
+    pp.extract_features(section, encoder, image=picture, mpp=2.0)
     expected = predicted(fit(section))[0]
     with refuses(section, KeyError, "taken from an array, which is not kept: pass it again as image="):
         upsample(section, encoder=encoder)
@@ -553,7 +553,7 @@ def test_an_array_has_to_be_passed_again(section, refuses, encoder):
 def test_a_path_that_no_longer_leads_there(section, refuses, encoder, tmp_path, monkeypatch):
     Pillow.fromarray(section.uns["spatial"]["synthetic_0"]["images"]["hires"]).save(tmp_path / "section.png")
     monkeypatch.chdir(tmp_path)
-    pp.extract_features(section, encoder, image="section.png", mpp=2.0, progress=False)
+    pp.extract_features(section, encoder, image="section.png", mpp=2.0)
     assert list(section.uns["sthisto"]["features"]["X_histo"]["image"]) == ["section.png"]
     expected = predicted(fit(section))[0]
     assert_array_equal(upsample(section, section.obsm["spatial"], encoder=encoder).X, expected)
@@ -637,7 +637,7 @@ def test_her2st_from_picture_to_map(data):
     sc.pp.log1p(section)
     order = np.argsort(-np.asarray(section.X.mean(axis=0)).ravel())
     section.var["highly_variable"] = np.isin(np.arange(section.n_vars), order[:40])
-    pp.extract_features(section, image=picture, pitch_um=200, progress=False)
+    pp.extract_features(section, image=picture, pitch_um=200)
     dense = upsample(fit(section), 2)
     assert 3.5 < dense.n_obs / section.n_obs < 6.5
     assert dense.n_vars == 40

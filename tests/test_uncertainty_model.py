@@ -10,7 +10,7 @@ from sthisto.models import MODELS, Section
 from sthisto.tl import _uncertainty
 from sthisto.uncertainty import HeldOutPredictions
 
-QUIET = {"progress": False, "device": "cpu"}
+QUIET = {"device": "cpu"}
 
 
 def hidden_part(adata, side=0.5):
@@ -51,11 +51,11 @@ def test_intervals_are_written_where_asked_for(fitted):
 
 def test_dense_points_on_the_spots_have_what_the_spots_have(fitted, encoder):
     tl.predict(fitted, interval=0.8)
-    dense = tl.upsample(fitted, fitted.obsm["spatial"], encoder=encoder, interval=0.8, progress=False)
+    dense = tl.upsample(fitted, fitted.obsm["spatial"], encoder=encoder, interval=0.8)
     for name in ("std", "low", "high"):
         assert_array_equal(dense.layers[name], fitted.layers[f"sthisto_{name}"])
     assert_array_equal(dense.obs["extrapolated"], fitted.obs["sthisto_extrapolated"])
-    assert set(tl.upsample(fitted, 2, encoder=encoder, progress=False).layers) == {"std"}
+    assert set(tl.upsample(fitted, 2, encoder=encoder).layers) == {"std"}
 
 
 def test_the_spread_grows_away_from_the_training_spots():
@@ -78,7 +78,7 @@ def test_points_beyond_what_was_tested_are_extrapolated(fitted, encoder):
     away = fitted.obsm["spatial"].min(axis=0) + np.array([[0.0, 0.0], [10.0, 10.0]])
     features = np.repeat(fitted.obsm["X_histo"][fitted.obs["seen"]][:1], 2, axis=0)
     near = fitted.obsm["spatial"][fitted.obs["seen"]][:1]
-    dense = tl.upsample(fitted, np.concatenate([near, away - 30 * 100]), features=features[[0, 0, 1]], progress=False)
+    dense = tl.upsample(fitted, np.concatenate([near, away - 30 * 100]), features=features[[0, 0, 1]])
     assert dense.obs["extrapolated"].tolist() == [False, True, True]
 
 
@@ -86,7 +86,7 @@ def test_points_of_unusual_look_are_extrapolated(fitted):
     seen = fitted.obs["seen"].to_numpy()
     usual, near = fitted.obsm["X_histo"][seen][:1], fitted.obsm["spatial"][seen][:1]
     features = np.concatenate([usual, usual + 50 * fitted.obsm["X_histo"].std(axis=0)])
-    dense = tl.upsample(fitted, np.concatenate([near, near + 1]), features=features, progress=False)
+    dense = tl.upsample(fitted, np.concatenate([near, near + 1]), features=features)
     assert dense.obs["extrapolated"].tolist() == [False, True]
 
 
@@ -170,7 +170,7 @@ def test_intervals_that_are_no_probability(fitted, refuses, interval):
     with refuses(fitted, ValueError, f"interval={interval}: expected a probability"):
         tl.predict(fitted, interval=interval)
     with refuses(fitted, ValueError, f"interval={interval}: expected a probability"):
-        tl.upsample(fitted, interval=interval, progress=False)
+        tl.upsample(fitted, interval=interval)
 
 
 def test_extrapolated_spots_are_hatched(fitted):

@@ -1,23 +1,25 @@
-"""Describe the tissue: image features of the patch around every spot."""
+"""Image features of the patch around every spot."""
 
-import os
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthisto import _data
+from sthisto._data import FeatureMetadata, SectionImage
 from sthisto.encoders import Encoder, has_tokens, load, record
 from sthisto.encoders._encode import encode, no_tokens
-from sthisto.images import Image, check_scale
+from sthisto.images import Image
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 
-@_data.accepts_spatialdata
-def extract_features(  # noqa: PLR0913  the settings of one step, each with its default
+@_data.accepts_spatialdata(image="image", library_key="library_key")
+def extract_features(
     adata: "AnnData | SpatialData",
     encoder: str | Encoder = "handcrafted",
     *,
@@ -28,32 +30,28 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     window_um: float | None = None,
     mpp: float | None = None,
     pitch_um: float | None = None,
-    weights: str | os.PathLike[str] | None = None,
     keep_weights: bool = False,
-    device: str | None = None,
-    batch_size: int = 64,
-    cache: str | os.PathLike[str] | None = None,
+    cache: str | PathLike[str] | None = None,
     key_added: str = "X_histo",
-    progress: bool = True,
-    table_key: str | None = None,
-    image_key: str | None = None,
 ) -> None:
-    """Describe the tissue around each spot by image features.
+    """Extract image features around every spot.
 
-    A square patch is cut at every spot, resampled to the encoder's input and described. The patch is measured in
-    micrometres, so that sections scanned at different scales compare; the scale comes from ``mpp``, else from the
-    image file, else from the array's pitch, and spots outside the image are refused with figures.
+    A square patch is cut at every spot, resampled to the encoder's input size and encoded. The patch is measured in
+    micrometers, so that sections scanned at different scales compare. Everything that is known of the scale (``mpp``,
+    ``pitch_um``, scale factors, the image file, the array's pitch) is compared, contradictions are refused with all
+    figures, and so are spots outside the image.
 
     ``dense=True`` tiles the tissue once instead, with patches that overlap, and averages at each spot the encoder's
-    tokens around it. :func:`sthisto.tl.upsample` then describes its points alike, at one pass of the encoder a tile and
-    not one a point: for maps finer than the patch some ten to hundred times fewer passes.
+    tokens around it. :func:`sthisto.tl.upsample` then does the same for its points, at one pass of the encoder a tile
+    and not one a point: for maps finer than the patch ten to a hundred times fewer passes.
 
     Parameters
     ----------
     adata
         Section with the spots' centres in ``obsm["spatial"]``, (n, 2) full-resolution pixels, x then y.
     encoder
-        Name in :data:`sthisto.encoders.ENCODERS`, or any object that satisfies :class:`sthisto.encoders.Encoder`.
+        Name in :data:`sthisto.encoders.ENCODERS`, or what :func:`sthisto.encoders.load` returned, whose options are
+        the weights, the device and the batch size; any object that satisfies :class:`sthisto.encoders.Encoder`.
     image
         Picture that the coordinates refer to: a path, an array, ``"hires"`` or ``"lowres"`` of ``uns["spatial"]``, or
         ``{library: picture}`` for several sections. ``None`` takes the sharpest picture in ``uns["spatial"]``.
@@ -75,27 +73,16 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     pitch_um
         Distance between neighboring spots in um, to derive ``mpp`` from where the image does not say it. ``None``
         takes 100 for hexagonal arrays (Visium) and 200 for square ones, the latter with a warning.
-    weights
-        Local file with the encoder's weights, where it has weights. Other options belong to
-        :func:`sthisto.encoders.load`, whose result is passed as ``encoder``.
     keep_weights
         Put the encoder's weights into ``uns``, so that the object alone reproduces its features, also without network:
         :func:`sthisto.tl.upsample` loads the encoder from there, as :func:`sthisto.encoders.restore` does. They take 4
         bytes each (UNI: 1.2 GB). Where the license forbids passing them on, a warning names it.
-    device
-        Where a learnt encoder runs, as torch names it; ``None`` chooses.
-    batch_size
-        Patches described at once.
     cache
         Folder (zarr, made where it is not there) that keeps what is finished: the same call after a kill goes on from
         there and gives the same array to the bit, and after the end it only reads. What was made with another encoder,
         picture, scale or other spots is refused; a picture on disk is known by its size, date and some of its pixels.
     key_added
         Name of the result in ``obsm``.
-    progress
-        Show a progress bar.
-    table_key, image_key
-        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
@@ -125,50 +112,38 @@ def extract_features(  # noqa: PLR0913  the settings of one step, each with its 
     --------
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic()
-    >>> sthisto.pp.extract_features(adata, progress=False)
+    >>> sthisto.pp.extract_features(adata)
     >>> adata.obsm["X_histo"].shape[0] == adata.n_obs
     True
     """
     _data.check_key(key_added)
-    describe = load(encoder, weights=weights, device=device)
-    side_um = describe.patch_um if patch_um is None else patch_um
-    if not side_um > 0:
+    loaded = load(encoder)
+    side_um = loaded.patch_um if patch_um is None else patch_um
+    if not (np.isfinite(side_um) and side_um > 0):
         raise ValueError(f"patch_um={patch_um}: the side of the patch in um is positive.")
-    dim, window_um = _dense_settings(describe, side_um, window_um) if dense else (describe.dim, window_um)
+    dim, window_um = _dense_settings(loaded, side_um, window_um) if dense else (loaded.dim, window_um)
     if window_um is not None and not dense:
         raise ValueError(f"window_um={window_um:g} is for dense=True; a patch is described as a whole.")
-    made = record(describe, keep_weights=keep_weights)  # first, as it may refuse
+    made = record(loaded, keep_weights=keep_weights)  # first, as it may refuse
     features = np.empty((adata.n_obs, dim), dtype=np.float32)
-    pictures: dict[str, dict[str, Any]] = {}
-    scales: list[float] = []
-    paths: list[str] = []
-    for library, place in _data.places(adata, library_key).items():
-        picture, path = _data.find_image(adata, library, image, mpp)
-        check_scale(picture, place.xy)
-        um = _data.scale(place, picture, mpp, pitch_um)
-        _refuse_larger(side_um, um, picture)
-        features[place.rows] = encode(
-            picture,
-            place.xy,
-            side_um / um,
-            describe,
-            window=None if window_um is None else window_um / um,
-            batch_size=batch_size,
-            cache=None if cache is None else Path(cache, str(len(scales))),
+    described = []
+    for number, section in enumerate(_data.read_sections(adata, library_key).values()):
+        opened = SectionImage.open(adata, section, image, mpp=mpp, pitch_um=pitch_um)
+        _refuse_larger(side_um, opened.mpp, opened.image)
+        features[section.rows] = encode(
+            opened.image,
+            section.xy,
+            side_um / opened.mpp,
+            loaded,
+            window=None if window_um is None else window_um / opened.mpp,
+            cache=None if cache is None else Path(cache, str(number)),
         )
-        pictures[library] = _data.small_picture(adata, library, picture, place.pitch)
-        scales.append(um)
-        paths.append(path)
-    made |= {
-        "patch_um": float(side_um),
-        "dense": dense,
-        "libraries": np.array(list(pictures), dtype=str),
-        "mpp": np.array(scales),
-        "image": np.array(paths, dtype=str),
-    }
+        metadata = FeatureMetadata(made, float(side_um), opened.mpp, opened.path, window_um)
+        described.append(replace(section, image=opened, metadata=metadata))
+    settings = made | {"patch_um": float(side_um), "dense": dense}
     if window_um is not None:
-        made["window_um"] = float(window_um)
-    _data.write_features(adata, key_added, features, made, pictures)
+        settings["window_um"] = float(window_um)
+    _data.write_features(adata, key_added, features, settings, described)
 
 
 def _dense_settings(encoder: Encoder, side_um: float, window_um: float | None) -> tuple[int, float]:

@@ -1,68 +1,115 @@
-"""The only part that knows where things live in AnnData.
+"""The only part that knows where things are in AnnData and SpatialData.
 
-Readers turn a table into plain arrays and refuse what the models could not survive, saying what was looked for, what is
-there and what to do. Writers put results back in one step, so an error on the way leaves the user"s object as it was.
-State is data: strings, numbers, arrays and one safetensors blob, which h5ad and zarr keep to the bit.
+Readers turn a table into plain records and arrays and refuse what the models could not survive, with what was looked
+for, what is there and what to do. Writers put results back in one step, so an error on the way leaves the user's object
+as it was. State is data: strings, numbers, arrays and one safetensors blob, which h5ad and zarr keep to the bit.
 """
 
-from sthisto._data._domains import measured_somewhere, network, write_domains
-from sthisto._data._pictures import description, find_image, recorded_image, scale, small_picture, write_features
-from sthisto._data._records import LIBRARY, SCHEMA, UNFITTED, UNS, Description, Fit, Place, Points, check_key, write
+from sthisto._data._features import (
+    FeatureMetadata,
+    add_metadata,
+    compare_settings,
+    need_metadata,
+    read_metadata,
+    with_features,
+    write_features,
+)
+from sthisto._data._fit_record import Fit, load_fit, pack, plain_params, read_fit, save_fit, unpack, write_fit
+from sthisto._data._images import SectionImage, is_blank, spot_diameter, stored_image
 from sthisto._data._results import (
-    gene_columns,
-    new_slide,
+    GridPoints,
+    empty_object,
+    new_object,
     points_obs,
-    spot_diameter,
-    write_judgement,
+    write_domains,
+    write_gene_test,
     write_prediction,
 )
-from sthisto._data._spatialdata import accepts_spatialdata
-from sthisto._data._spots import fitted_places, places, positions, sections
-from sthisto._data._state import load_fit, no_spots, pack, plain_params, read_fit, save_fit, unpack, write_fit
-from sthisto._data._values import expression, features, finite_features, genes_to_model, training_rows
+from sthisto._data._scale import factor_of, factors_of, resolve_scale, scale_sources
+from sthisto._data._section import (
+    UNFITTED,
+    SectionData,
+    read_fitted_sections,
+    read_sections,
+    read_stained_sections,
+    section_rows,
+    spatial_entries,
+)
+from sthisto._data._shapes import rasterized
+from sthisto._data._spatialdata import SpatialDataView, accepts_spatialdata, is_spatialdata
+from sthisto._data._store import (
+    UNS,
+    check_key,
+    coordinates,
+    expression,
+    features,
+    finite_features,
+    gene_columns,
+    gene_names,
+    genes_to_model,
+    genes_with_values,
+    layer_names,
+    records,
+    training_rows,
+    write,
+    write_record,
+)
 
 __all__ = [
-    "LIBRARY",
-    "SCHEMA",
     "UNFITTED",
     "UNS",
-    "Description",
+    "FeatureMetadata",
     "Fit",
-    "Place",
-    "Points",
+    "GridPoints",
+    "SectionData",
+    "SectionImage",
+    "SpatialDataView",
     "accepts_spatialdata",
+    "add_metadata",
     "check_key",
-    "description",
+    "compare_settings",
+    "coordinates",
+    "empty_object",
     "expression",
+    "factor_of",
+    "factors_of",
     "features",
-    "find_image",
     "finite_features",
-    "fitted_places",
     "gene_columns",
+    "gene_names",
     "genes_to_model",
+    "genes_with_values",
+    "is_blank",
+    "is_spatialdata",
+    "layer_names",
     "load_fit",
-    "measured_somewhere",
-    "network",
-    "new_slide",
-    "no_spots",
+    "need_metadata",
+    "new_object",
     "pack",
-    "places",
     "plain_params",
     "points_obs",
-    "positions",
+    "rasterized",
     "read_fit",
-    "recorded_image",
+    "read_fitted_sections",
+    "read_metadata",
+    "read_sections",
+    "read_stained_sections",
+    "records",
+    "resolve_scale",
     "save_fit",
-    "scale",
-    "sections",
-    "small_picture",
+    "scale_sources",
+    "section_rows",
+    "spatial_entries",
     "spot_diameter",
+    "stored_image",
     "training_rows",
     "unpack",
+    "with_features",
     "write",
     "write_domains",
     "write_features",
     "write_fit",
-    "write_judgement",
+    "write_gene_test",
     "write_prediction",
+    "write_record",
 ]

@@ -1,125 +1,180 @@
-"""Predictions put back: layers over the spots, or a new AnnData."""
+"""Predictions, domains and maps, written back in one step or as an object of their own."""
 
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
 from sthisto import grids
-from sthisto._data._pictures import description
-from sthisto._data._records import UNS, Fit, Place, Points, write
+from sthisto._data._fit_record import Fit
+from sthisto._data._section import SectionData, spatial_entries
+from sthisto._data._store import ARRAY, COORDINATES, gene_columns, gene_names, records, write, write_record
+
+HEAVY = "weights"  # of a feature record, which the fitted object has once
 
 
-def gene_columns(adata: AnnData, genes: NDArray[np.str_]) -> NDArray[np.intp]:
-    """Columns (g,) of the fitted genes."""
-    columns: NDArray[np.intp] = adata.var_names.get_indexer(genes)
-    if (columns < 0).any():
-        raise ValueError(
-            f"the model was fitted on other genes: {int((columns < 0).sum())} of its {len(genes)} are not in "
-            f"adata.var_names (first: {str(genes[columns < 0][0])!r}). Fit again, or use the object it was fitted on."
-        )
-    return columns
+@dataclass(frozen=True)
+class GridPoints:
+    """Points on one section to predict at; of a lattice, or scattered where the last two are None.
+
+    Attributes
+    ----------
+    xy
+        (m, 2) full-resolution pixels.
+    pitch
+        Pixels between neighboring points.
+    index, spot_index
+        (m, 2) and (n, 2) integers of the points and of the section's spots on the lattice.
+    on_spot
+        (n,) spots that are within a hundredth of a pitch of a site of the lattice.
+    obs
+        Columns of a table of cells, one row a point.
+    """
+
+    xy: NDArray[np.float64]
+    pitch: float
+    index: NDArray[np.int64] | None = None
+    spot_index: NDArray[np.int64] | None = None
+    on_spot: NDArray[np.bool_] | None = None
+    obs: pd.DataFrame | None = None
 
 
-def write_prediction(  # noqa: PLR0917  the parts of a prediction
+def write_prediction(
     adata: AnnData,
     key: str,
-    genes: NDArray[np.str_],
-    mean: NDArray[np.float32],
-    beside: Mapping[str, NDArray[np.float32]],
+    fit: Fit,
+    layers: Mapping[str, NDArray[np.float32]],
     extrapolated: NDArray[np.bool_],
 ) -> None:
-    """Put prediction and what stands beside it (n, g) into layers over all genes, NaN where a gene is not modelled."""
-    columns = gene_columns(adata, genes)
-    layers = {}
-    for name, values in ((key, mean), *((f"{key}_{name}", values) for name, values in beside.items())):
-        layers[name] = np.full(adata.shape, np.nan, dtype=np.float32)
-        layers[name][:, columns] = values
+    """Put predictions (n, g) into layers over all genes, "" the mean, NaN where a gene is not modelled."""
+    columns, whole = gene_columns(adata, fit.genes), {}
+    for name, values in layers.items():
+        layer = np.full(adata.shape, np.nan, dtype=np.float32)
+        layer[:, columns] = values
+        whole[f"{key}_{name}" if name else key] = layer
+    modelled = np.isin(np.arange(adata.n_vars), columns)
+    write(adata, layers=whole, var={f"{key}_modelled": modelled}, obs={f"{key}_extrapolated": extrapolated})
+
+
+def write_gene_test(
+    adata: AnnData, key: str, genes: NDArray[np.str_], columns: Mapping[str, NDArray[np.float64]]
+) -> None:
+    """Put figures (g,) of the genes into ``var`` under the fit's key, NaN for genes that are not modelled."""
+    names = gene_names(adata)
     write(
         adata,
-        layers=layers,
-        var={f"{key}_modelled": adata.var_names.isin(genes)},
-        obs={f"{key}_extrapolated": extrapolated},
+        var={f"{key}_{name}": pd.Series(value, genes).reindex(names).to_numpy() for name, value in columns.items()},
     )
 
 
-def write_judgement(adata: AnnData, genes: NDArray[np.str_], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    """Put figures (g,) of the genes into ``var``, NaN for the others."""
-    write(adata, var={name: pd.Series(value, genes).reindex(adata.var_names) for name, value in columns.items()})
+def write_domains(
+    adata: AnnData,
+    key: str,
+    *,
+    domains: "pd.Categorical[Any]",
+    embedding: Mapping[str, NDArray[np.float32]],
+    record: Mapping[str, Any],
+    networks: Mapping[str, NDArray[np.int64]],
+) -> None:
+    """Put domains into ``obs``, embeddings into ``obsm``, settings and pairs (e, 2) of neighbors into ``uns``."""
+    write(adata, obs={key: domains}, obsm=embedding)
+    write_record(adata, "domains", key, record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImplicitModificationWarning)
+        for name, pairs in networks.items():
+            adata.uns[name] = _network(adata, pairs)
+        adata.uns.pop(f"{key}_colors", None)  # scanpy's, of other domains that had the name
 
 
-def points_obs(adata: AnnData, fit: Fit, places: Mapping[str, Place], laid: Mapping[str, Points]) -> pd.DataFrame:
-    """Name the points of all sections, and tell their sites and the spot nearest to each."""
-    obs = pd.concat([_points_obs(adata, fit, name, places[name], points) for name, points in laid.items()])
-    texts = [name for name in ("nearest_spot", fit.library_key) if name]
-    return obs.astype(dict.fromkeys(texts, "category"))
+def _network(adata: AnnData, pairs: NDArray[np.int64]) -> pd.DataFrame:
+    """Pairs (e, 2) of rows as a table of both directions, in the form that STAGATE's authors keep it."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.lexsort((both[:, 1], both[:, 0]))]
+    xy, names = np.asarray(adata.obsm[COORDINATES])[:, :2], adata.obs_names.to_numpy().astype(str)
+    return pd.DataFrame(
+        {
+            "Cell1": names[both[:, 0]].astype(object),
+            "Cell2": names[both[:, 1]].astype(object),
+            "Distance": np.linalg.norm(xy[both[:, 0]] - xy[both[:, 1]], axis=1),
+        },
+        index=pd.Index(np.arange(len(both)).astype(str)),
+    )
 
 
-def _points_obs(adata: AnnData, fit: Fit, library: str, place: Place, points: Points) -> pd.DataFrame:
-    distance, spot = (each[:, 0] for each in grids.nearest(points.xy, place.xy))
-    names = adata.obs_names[place.rows].to_numpy().astype(str)
-    trained = np.isin(names, fit.spots)
-    obs = pd.DataFrame(index=np.arange(len(spot)).astype(str))
-    if points.site is not None and points.spot_site is not None:
-        obs["array_row"], obs["array_col"] = (points.site - points.site.min(axis=0)).T
-        obs.index = pd.Index([f"{row}x{col}" for row, col in obs.to_numpy()])
-        obs["measured"] = _among(points.site, points.spot_site[trained])
+def points_obs(
+    adata: AnnData,
+    sections: Mapping[str, SectionData],
+    points: Mapping[str, GridPoints],
+    *,
+    library_key: str,
+    measured: NDArray[np.str_],
+) -> pd.DataFrame:
+    """Names, lattice positions and nearest spots of the points; ``measured`` names the training spots."""
+    parts = [_points_obs(adata, sections[name], each, library_key, measured) for name, each in points.items()]
+    texts = [name for name in ("nearest_spot", library_key) if name]
+    return pd.concat(parts).astype(dict.fromkeys(texts, "category"))
+
+
+def _points_obs(
+    adata: AnnData, section: SectionData, points: GridPoints, library_key: str, measured: NDArray[np.str_]
+) -> pd.DataFrame:
+    distance, spot = (each[:, 0] for each in grids.nearest(points.xy, section.xy))
+    names = adata.obs_names[section.rows].to_numpy().astype(str)
+    trained = np.isin(names, measured)
+    obs = pd.DataFrame(index=np.arange(len(spot)).astype(str)) if points.obs is None else points.obs.copy()
+    if points.index is not None and points.spot_index is not None and points.on_spot is not None:
+        obs[ARRAY[0]], obs[ARRAY[1]] = (points.index - points.index.min(axis=0)).T
+        obs.index = pd.Index([f"{row}x{col}" for row, col in obs[ARRAY].to_numpy()])
+        obs["measured"] = _among(points.index, points.spot_index[trained & points.on_spot])
     else:
         obs["measured"] = (distance == 0) & trained[spot]
     obs["nearest_spot"] = names[spot]
-    obs["distance_um"] = distance * _mpp(adata, fit, library)
-    if fit.library_key:
-        obs.index = library + "_" + obs.index
-        obs[fit.library_key] = library
+    obs["distance_um"] = distance * (np.nan if section.mpp is None else section.mpp)
+    if library_key:
+        obs.index = section.name + "_" + obs.index
+        obs[library_key] = section.name
     return obs
 
 
-def new_slide(  # noqa: PLR0917  the parts of an AnnData
+def new_object(
     like: AnnData,
     genes: NDArray[np.str_],
-    mean: NDArray[np.float32],
     layers: Mapping[str, NDArray[np.float32]],
     obs: pd.DataFrame,
     xy: NDArray[np.float64],
+    *,
+    var: pd.DataFrame | None = None,
     diameters: Mapping[str, float] | None = None,
 ) -> AnnData:
-    """Make an AnnData of predictions that plots, clusters and concatenates like a measured one."""
-    own = like.var.drop(columns=[name for name in like.var if str(name).endswith("_modelled")])
-    var = own.reindex(genes) if pd.Index(genes).isin(like.var_names).all() else pd.DataFrame(index=pd.Index(genes))
-    made = AnnData(X=mean, obs=obs, var=var, obsm={"spatial": np.asarray(xy)}, layers=dict(layers))
-    spatial = like.uns.get("spatial", {})
-    kept = {name: deepcopy(spatial[name]) for name in spatial if diameters is None or name in diameters}
-    for library, entry in kept.items():
+    """Make an AnnData of predictions, "" the mean, that plots, clusters and concatenates like a measured one."""
+    known = like.var if var is None else var
+    own = known.set_axis(known.index.astype(str)).drop(columns=[c for c in known if str(c).endswith("_modelled")])
+    table = own.reindex(genes) if pd.Index(genes).isin(own.index).all() else pd.DataFrame(index=pd.Index(genes))
+    others = {name: values for name, values in layers.items() if name}
+    result = AnnData(X=layers[""], obs=obs, var=table, obsm={COORDINATES: np.array(xy, np.float64)}, layers=others)
+    entries = spatial_entries(like)
+    kept = {name: deepcopy(dict(entries[name])) for name in entries if diameters is None or name in diameters}
+    for name, entry in kept.items():
         if diameters is not None:
-            entry["scalefactors"] = {**entry.get("scalefactors", {}), "spot_diameter_fullres": diameters[library]}
+            entry["scalefactors"] = {**entry.get("scalefactors", {}), "spot_diameter_fullres": diameters[name]}
     if kept:
-        made.uns["spatial"] = kept
-    described = like.uns.get(UNS, {}).get("features")
-    if described:
-        # The scale, for scale bars; of the encoder's weights, which are large, the fitted object has enough.
-        light = {key: {part: record[part] for part in record if part != "weights"} for key, record in described.items()}
-        made.uns[UNS] = {"features": deepcopy(light)}
-    return made
+        result.uns[COORDINATES] = kept
+    for key, record in records(like, "features").items():  # the scale, for scale bars
+        write_record(result, "features", key, deepcopy({part: record[part] for part in record if part != HEAVY}))
+    return result
 
 
-def spot_diameter(adata: AnnData, library: str, pitch: float) -> float:
-    """Diameter of the spots in pixels as ``uns`` says, else that of Visium's: 55 um of 100."""
-    factors = adata.uns.get("spatial", {}).get(library, {}).get("scalefactors", {})
-    return float(factors.get("spot_diameter_fullres", 0.55 * pitch))
+def empty_object(genes: NDArray[np.str_]) -> AnnData:
+    """Make an AnnData of genes alone."""
+    return AnnData(X=np.empty((0, len(genes)), dtype=np.float32), var=pd.DataFrame(index=pd.Index(genes)))
 
 
 def _among(sites: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which rows (m, 2) occur among the chosen ones."""
     return np.asarray(pd.MultiIndex.from_arrays(list(sites.T)).isin(pd.MultiIndex.from_arrays(list(chosen.T))))
-
-
-def _mpp(adata: AnnData, fit: Fit, library: str) -> float:
-    """Scale that the features were taken at; NaN where sthisto did not take them."""
-    made = adata.uns.get(UNS, {}).get("features", {})
-    for key in [fit.features_key] if fit.features_key else made:
-        if key in made and library in list(made[key]["libraries"]):
-            return description(adata, key, library, alone=not fit.library_key).mpp
-    return float("nan")

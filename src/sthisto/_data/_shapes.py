@@ -1,4 +1,4 @@
-"""A dense map as SpatialData: points as cells of their lattice, a table that annotates them, pictures of genes."""
+"""A dense map as SpatialData: points as cells of their lattice, a table that annotates them, images of genes."""
 
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -16,112 +16,122 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sthisto._data._elements import Floats, Region
-    from sthisto._data._spatialdata import Opened
+    from sthisto._data._spatialdata import TableView
 
     Part = tuple[Region, NDArray[np.intp]]  # a region and its rows of the map
 
-TABLE, TELLS, INSTANCE = "dense", "shapes", "point"  # name of the table, and its columns that tell each row's shape
+TABLE, REGION_KEY, INSTANCE_KEY = "dense", "shapes", "point"
 SQUARE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 
 
-def dense_sections(opened: "Opened", made: AnnData) -> Any:
-    """Make a SpatialData of a dense map: where the measured shapes lie, in their coordinates, beside their image.
+def dense_spatialdata(table: "TableView", dense: AnnData, grid: Any) -> Any:
+    """Make a SpatialData of a dense map: where the measured shapes are, in their coordinates, with their image.
 
     A table that was named as the grid lends its own shapes.
     """
     from spatialdata import SpatialData  # noqa: PLC0415
     from spatialdata.models import TableModel  # noqa: PLC0415
 
-    parts = list(_parts(opened, made))
+    parts = list(_parts(table, dense))
     for region, rows in parts:
-        made.obsm["spatial"][rows] = region.lifted(made.obsm["spatial"][rows])
-    grid = opened.options["grid"]
-    shapes = _lent(opened, made, grid) if isinstance(grid, str) else _cells(made, parts)
-    images = {name: opened.sdata.images[name] for name in dict.fromkeys(r.image_name for r, _ in parts) if name}
-    if opened.rasters:
-        images |= {f"{region.name}_genes": _raster(made[rows], opened.rasters, region) for region, rows in parts}
-    made.obs[TELLS] = made.obs[TELLS].astype("category")
-    table = TableModel.parse(made, region=list(shapes), region_key=TELLS, instance_key=INSTANCE)
-    return SpatialData(images=images, shapes=shapes, tables={TABLE: table})
+        dense.obsm["spatial"][rows] = region.from_image(dense.obsm["spatial"][rows])
+    shapes = _lent(table, dense, grid) if isinstance(grid, str) else _cells(dense, parts)
+    names = dict.fromkeys(region.image_name for region, _ in parts if region.image_name)
+    dense.obs[REGION_KEY] = dense.obs[REGION_KEY].astype("category")
+    annotated = TableModel.parse(dense, region=list(shapes), region_key=REGION_KEY, instance_key=INSTANCE_KEY)
+    return SpatialData(
+        images={name: table.sdata.images[name] for name in names}, shapes=shapes, tables={TABLE: annotated}
+    )
 
 
-def _parts(opened: "Opened", made: AnnData) -> "Iterator[Part]":
+def rasterized(sdata: Any, genes: list[str]) -> dict[str, Any]:
+    """Draw genes of a dense map as channels of an image for each of its shapes, "<shapes>_genes"."""
+    dense = sdata.tables[TABLE]
+    shapes = dense.obs[REGION_KEY].astype(str).to_numpy()
+    images = {}
+    for name in dict.fromkeys(shapes):
+        measured = name.removesuffix(f"_{TABLE}")
+        images[f"{measured}_genes"] = _raster(dense[shapes == name], genes, sdata.shapes[name])
+    return images
+
+
+def _parts(table: "TableView", dense: AnnData) -> "Iterator[Part]":
     """Yield each region with its rows of the map."""
-    if len(opened.regions) == 1:
-        yield next(iter(opened.regions.values())), np.arange(made.n_obs)
+    if len(table.regions) == 1:
+        yield next(iter(table.regions.values())), np.arange(dense.n_obs)
         return
-    names = made.obs[opened.table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
-    for name, region in opened.regions.items():
+    names = dense.obs[table.region_key].astype(str).to_numpy()
+    for name, region in table.regions.items():
         if (names == name).any():
             yield region, np.flatnonzero(names == name)
 
 
-def _lent(opened: "Opened", made: AnnData, grid: str) -> dict[str, Any]:
+def _lent(table: "TableView", dense: AnnData, grid: str) -> dict[str, Any]:
     """Give the shapes of the table that was the grid, and name the points as its rows."""
-    region, table = opened.points_of(grid)
-    made.obs_names = table.obs_names[region.rows]
-    made.obs[TELLS] = np.full(made.n_obs, region.name, dtype=object)
-    made.obs[INSTANCE] = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[region.rows]
+    region, finer = table.points_of(grid)
+    dense.obs_names = finer.obs_names[region.rows]
+    dense.obs[REGION_KEY] = np.full(dense.n_obs, region.name, dtype=object)
+    dense.obs[INSTANCE_KEY] = finer.obs[finer.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[region.rows]
     return {region.name: region.element}
 
 
-def _cells(made: AnnData, parts: "list[Part]") -> dict[str, Any]:
+def _cells(dense: AnnData, parts: "list[Part]") -> dict[str, Any]:
     """Draw the cell of the lattice around every point: squares on a square array, hexagons on a hexagonal one."""
     from geopandas import GeoDataFrame  # noqa: PLC0415
     from shapely import polygons  # noqa: PLC0415
     from spatialdata.models import ShapesModel  # noqa: PLC0415
     from spatialdata.transformations import get_transformation  # noqa: PLC0415
 
-    names, number = np.empty(made.n_obs, dtype=object), np.empty(made.n_obs, dtype=np.int64)
+    names, number = np.empty(dense.n_obs, dtype=object), np.empty(dense.n_obs, dtype=np.int64)
     shapes = {}
     for region, rows in parts:
         name = f"{region.name}_{TABLE}"
         names[rows], number[rows] = name, np.arange(len(rows))
-        frame = GeoDataFrame(geometry=polygons(made.obsm["spatial"][rows][:, None] + cell_of(made[rows])))
+        frame = GeoDataFrame(geometry=polygons(dense.obsm["spatial"][rows][:, None] + cell_of(dense[rows])))
         steps = deepcopy(get_transformation(region.element, get_all=True))
         shapes[name] = ShapesModel.parse(frame, transformations=steps)
-    made.obs[TELLS], made.obs[INSTANCE] = names, number
+    dense.obs[REGION_KEY], dense.obs[INSTANCE_KEY] = names, number
     return shapes
 
 
-def cell_of(made: AnnData) -> "Floats":
+def cell_of(dense: AnnData) -> "Floats":
     """Corners (k, 2) of a point's cell about it."""
-    lattice = _lattice_of(made)
-    return lattice.cell if lattice else _pitch_of(made) * SQUARE
+    lattice = _lattice_of(dense)
+    return lattice.cell if lattice else _pitch_of(dense) * SQUARE
 
 
-def _lattice_of(made: AnnData) -> grids.Lattice | None:
-    """Give the lattice that the numbers of the points say they lie on; nothing for scattered ones."""
-    if "array_row" not in made.obs:
+def _lattice_of(dense: AnnData) -> grids.Lattice | None:
+    """Give the lattice by the numbers of the points; nothing for scattered ones."""
+    if "array_row" not in dense.obs:
         return None
-    numbered = np.column_stack([made.obs[["array_row", "array_col"]].to_numpy(np.float64), np.ones(made.n_obs)])
-    steps, _, rank, _ = np.linalg.lstsq(numbered, made.obsm["spatial"], rcond=None)
+    numbered = np.column_stack([dense.obs[["array_row", "array_col"]].to_numpy(np.float64), np.ones(dense.n_obs)])
+    steps, _, rank, _ = np.linalg.lstsq(numbered, dense.obsm["spatial"], rcond=None)
     return grids.Lattice(steps[2], steps[:2]) if rank == 3 else None
 
 
-def _pitch_of(made: AnnData) -> float:
-    return grids.spacing(made.obsm["spatial"]) if made.n_obs > 1 else 1.0
+def _pitch_of(dense: AnnData) -> float:
+    return grids.spacing(dense.obsm["spatial"]) if dense.n_obs > 1 else 1.0
 
 
-def _raster(made: AnnData, genes: list[str], region: "Region") -> Any:
-    """Draw genes as channels of a picture: in pixels of a third of the pitch the nearest point, 0 off the map."""
+def _raster(dense: AnnData, genes: list[str], shapes: Any) -> Any:
+    """Draw genes as channels of an image: in pixels of a third of the pitch the nearest point, 0 off the map."""
     from spatialdata.models import Image2DModel  # noqa: PLC0415
     from spatialdata.transformations import Scale, Sequence, Translation, get_transformation  # noqa: PLC0415
 
-    xy, lattice = np.asarray(made.obsm["spatial"]), _lattice_of(made)
-    pitch = lattice.pitch if lattice else _pitch_of(made)
-    reach = 1.001 * (lattice.reach if lattice else pitch / np.sqrt(2))
+    xy, lattice = np.asarray(dense.obsm["spatial"]), _lattice_of(dense)
+    pitch = lattice.pitch if lattice else _pitch_of(dense)
+    radius = 1.001 * (lattice.reach if lattice else pitch / np.sqrt(2))
     step, low = pitch / 3, xy.min(axis=0) - pitch / 2
     width, height = np.ceil((np.ptp(xy, axis=0) + pitch) / step - 1e-6).astype(int)
-    centres = low + step * (np.indices((height, width))[::-1].reshape(2, -1).T + 0.5)
-    distance, nearest = cKDTree(xy).query(centres, distance_upper_bound=reach, workers=-1)
+    centers = low + step * (np.indices((height, width))[::-1].reshape(2, -1).T + 0.5)
+    distance, nearest = cKDTree(xy).query(centers, distance_upper_bound=radius, workers=-1)
     there = np.isfinite(distance)
-    part = made[:, genes].X
+    part = dense[:, genes].X
     values = np.asarray(part.toarray() if sparse.issparse(part) else part, np.float32)
-    pixels = np.zeros((len(genes), len(centres)), np.float32)  # NaN could not be drawn
+    pixels = np.zeros((len(genes), len(centers)), np.float32)  # NaN could not be drawn
     pixels[:, there] = values[nearest[there]].T
     place = [Scale([step, step], ("x", "y")), Translation(low, ("x", "y"))]
-    steps = get_transformation(region.element, get_all=True)
+    steps = get_transformation(shapes, get_all=True)
     return Image2DModel.parse(
         pixels.reshape(-1, height, width),
         dims=("c", "y", "x"),

@@ -1,80 +1,186 @@
-"""SpatialData at the door: the verbs are written for one AnnData, here a SpatialData becomes one and results go back.
+"""SpatialData at the API boundary: verbs are written for one AnnData, into which a table of a SpatialData is turned.
 
 Spots are the centroids of what the table annotates, in those elements' own coordinates, which readers write into
-``obsm["spatial"]``, too. For patches they are laid onto the image by the transformations to a coordinate system that
-both lie in: turned, flipped and shifted as these say but not scaled, as the picture carries its own scale. A length
-stays what it is among the shapes, so that most often nothing moves at all, whichever of several pictures is taken.
+``obsm["spatial"]``, too. For patches they are registered to the image by the transformations to a coordinate system
+that both have: rotated, flipped and shifted as these say but not scaled, as the image carries its own scale. A length
+stays what it is among the shapes, so that most often nothing moves at all, whichever of several images is taken.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from sthisto import grids
-from sthisto._data._elements import ATTRIBUTES, Region, laid_on, moved, regions_of, table_of, way_to
-from sthisto._data._pictures import ELEMENT
-from sthisto._data._records import UNS, listed, write
+from sthisto._data._elements import (
+    ATTRIBUTES,
+    Region,
+    regions_of,
+    registered_to,
+    table_of,
+    transformation_to,
+    transformed,
+)
+from sthisto._data._images import ELEMENT
+from sthisto._data._shapes import dense_spatialdata
+from sthisto._data._store import records, write
+from sthisto._messages import listed
 from sthisto.images import Image
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 SLOTS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")
-STAND_INS = {("obsm", "spatial"), ("uns", "spatial")}  # what the stand-in has in place of the table's own
+PROXIED = {("obsm", "spatial"), ("uns", "spatial")}  # what the proxy has in place of the table's own
 
 
-def accepts_spatialdata(verb: Callable[P, R]) -> Callable[P, R]:
-    """Let a verb that is written for AnnData take a SpatialData as well.
+@dataclass(frozen=True)
+class SpatialDataView:
+    """A SpatialData, with the names of the table and of the images that a verb is to use.
 
-    The verb calls its object ``adata`` and has the parameters ``table_key`` and ``image_key``, which it leaves to this
-    front. It is given a stand-in of the table whose positions and ``image`` come from the elements. What it writes goes
-    into the table once it is through; what it returns becomes a table or, from a ``grid``, a SpatialData.
+    Every verb takes a SpatialData as it is where it has one table and one image; where it has several, this names them.
+
+    Parameters
+    ----------
+    sdata
+        The SpatialData.
+    table_key
+        Name of the table; None takes the only one.
+    image_key
+        Name of the image, or ``{region: name}``; None takes the one used for the features, else the only one.
+
+    Examples
+    --------
+    >>> import sthisto
+    >>> sthisto.SpatialDataView("a SpatialData", table_key="square_016um").table_key
+    'square_016um'
+    """
+
+    sdata: Any
+    table_key: str | None = None
+    image_key: str | Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerbArguments:
+    """Which parameters of a verb have to do with a SpatialData; None where it has no such parameter.
+
+    Attributes
+    ----------
+    adata
+        The object.
+    image
+        Takes the image of each region.
+    library_key
+        Takes the column that names the region of each row, where there are several.
+    reference
+        Another object, fitted.
+    grid
+        Points in the coordinates of the shapes; what is returned becomes a SpatialData.
+    images_of
+        Name of the parameter with the key of the fit or features whose images are used again; None: they are new.
+    kind
+        Whether that key is of a "fit" or of "features".
+    fit_added
+        Name of the parameter with the key of the fit that the verb writes.
+    """
+
+    adata: str = "adata"
+    image: str | None = None
+    library_key: str | None = None
+    reference: str | None = None
+    grid: str | None = None
+    images_of: str | None = None
+    kind: Literal["fit", "features"] = "fit"
+    fit_added: str | None = None
+
+    def names(self) -> list[str]:
+        """Parameters that are declared."""
+        declared = (self.adata, self.image, self.library_key, self.reference, self.grid, self.images_of, self.fit_added)
+        return [name for name in declared if name is not None]
+
+
+def accepts_spatialdata(
+    adata: str = "adata",
+    *,
+    image: str | None = None,
+    library_key: str | None = None,
+    reference: str | None = None,
+    grid: str | None = None,
+    images_of: str | None = None,
+    kind: Literal["fit", "features"] = "fit",
+    fit_added: str | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a verb that is written for AnnData take a SpatialData or a :class:`SpatialDataView` as well.
+
+    The parameters are those of :class:`VerbArguments`, by name. The verb is given a proxy of the table whose positions
+    and image come from the elements. What it writes goes into the table once it is through; what it returns becomes a
+    table or, from a grid, a SpatialData.
 
     Raises
     ------
-    KeyError
-        No table or image of that name, or several and no name.
-    ValueError
-        ``table_key`` or ``image_key`` with an AnnData; a table that annotates no shapes; elements that cannot be laid
-        over each other.
+    TypeError
+        When the verb is defined: it has no parameter of a declared name.
     """
-    signature = inspect.signature(verb)
+    declared = VerbArguments(
+        adata=adata,
+        image=image,
+        library_key=library_key,
+        reference=reference,
+        grid=grid,
+        images_of=images_of,
+        kind=kind,
+        fit_added=fit_added,
+    )
 
-    @wraps(verb)
-    def front(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        options = bound.arguments
-        if is_spatialdata(options.get("reference")):
-            options["reference"] = table_of(options["reference"], options["table_key"])[1]
-            options["table_key"] = options["table_key"] if is_spatialdata(options["adata"]) else None
-        if not is_spatialdata(options["adata"]):
-            _refuse_keys(options)
-            return verb(*bound.args, **bound.kwargs)
-        opened = Opened.of(options)
-        result = verb(*bound.args, **bound.kwargs)
-        opened.put_back()
-        given: R = opened.given(result)
-        return given
+    def decorate(verb: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(verb)
+        unknown = [name for name in declared.names() if name not in signature.parameters]
+        if unknown:
+            raise TypeError(f"{verb.__name__} has no parameters {listed(unknown)}, which it declares.")
 
-    return front
+        @wraps(verb)
+        def front(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            options = bound.arguments
+            if declared.reference and is_spatialdata(options[declared.reference]):
+                options[declared.reference] = table_of(*_named(options[declared.reference])[:2])[1]
+            if not is_spatialdata(options[declared.adata]):
+                return verb(*bound.args, **bound.kwargs)
+            table = TableView.open(declared, options)
+            options.update(table.replaced())
+            result = verb(*bound.args, **bound.kwargs)
+            table.write_back()
+            returned: R = table.returned(result)
+            return returned
+
+        return front
+
+    return decorate
 
 
 def is_spatialdata(thing: object) -> bool:
-    """Whether it is a SpatialData, asked without loading the library."""
-    return any(
+    """Whether it is a SpatialData or a view of one, asked without loading the library."""
+    return isinstance(thing, SpatialDataView) or any(
         kind.__name__ == "SpatialData" and kind.__module__.startswith("spatialdata.") for kind in type(thing).mro()
     )
 
 
-class Pictures(Mapping[str, Image]):
-    """Pictures of the regions. A region without one is an error for whoever looks at it, and only then."""
+def _named(thing: Any) -> tuple[Any, str | None, str | Mapping[str, str] | None]:
+    """SpatialData, table and image by name."""
+    return (
+        (thing.sdata, thing.table_key, thing.image_key) if isinstance(thing, SpatialDataView) else (thing, None, None)
+    )
+
+
+class RegionImages(Mapping[str, Image]):
+    """Images of the regions. A region without one is an error for whoever asks for it, and only then."""
 
     def __init__(self, regions: Mapping[str, Region]) -> None:
         self._regions = regions
@@ -82,7 +188,7 @@ class Pictures(Mapping[str, Image]):
     def __getitem__(self, name: str) -> Image:
         region = self._regions[name]
         if region.image is None:
-            raise KeyError(region.without)
+            raise KeyError(region.no_image)
         return region.image
 
     def __iter__(self) -> Iterator[str]:
@@ -93,163 +199,165 @@ class Pictures(Mapping[str, Image]):
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A table of a SpatialData, and the AnnData that stands for it while a verb is at work."""
+class TableView:
+    """A table of a SpatialData, and the AnnData that stands for it in a verb.
+
+    Attributes
+    ----------
+    sdata, table
+        As the user has them.
+    proxy
+        What the verb is given.
+    regions
+        The sections, by name.
+    declared, options
+        Parameters of the verb that have to do with SpatialData, and all values as the caller gave them.
+    """
 
     sdata: Any
     table: AnnData
-    stand_in: AnnData
+    proxy: AnnData
     regions: dict[str, Region]
-    options: Mapping[str, Any]  # as the caller gave them
+    declared: VerbArguments
+    options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, options: dict[str, Any]) -> "Opened":
-        """Read what the options of a verb name, and put the stand-in in its place."""
-        sdata, asked = options["adata"], dict(options)
-        key, table = table_of(sdata, asked.get("table_key"))
+    def open(cls, declared: VerbArguments, options: Mapping[str, Any]) -> "TableView":
+        """Read what the options of a verb name."""
+        sdata, table_key, image_key = _named(options[declared.adata])
+        key, table = table_of(sdata, table_key)
         regions = regions_of(sdata, key, table)
-        names = _image_names(table, asked, regions)
-        regions = {name: laid_on(sdata, region, names.get(name), key) for name, region in regions.items()}
-        opened = cls(sdata, table, _stand_in(table, regions), regions, asked)
-        opened._check()
-        options["adata"] = opened.stand_in
-        if len(regions) > 1 and "library_key" in options:
-            options["library_key"] = table.uns[ATTRIBUTES]["region_key"]
-        if "image" in options and any(region.image or region.without for region in regions.values()):
-            only = next(iter(regions.values())).image if len(regions) == 1 else None
-            options["image"] = only or Pictures(regions)
-        if "grid" in options:
-            options["grid"] = opened._grid()
-        return opened
-
-    def _check(self) -> None:
-        """Refuse at once what would show at the end of a long run."""
-        tells, given = self.table.uns[ATTRIBUTES]["region_key"], self.options.get("library_key")
-        if len(self.regions) > 1 and given not in (None, tells):
+        names = _image_names(table, regions, declared, options, image_key)
+        regions = {name: registered_to(sdata, region, names.get(name), key) for name, region in regions.items()}
+        view = cls(sdata, table, _proxy(table, regions), regions, declared, dict(options))
+        given = options.get(declared.library_key or "")
+        if len(regions) > 1 and given not in (None, view.region_key):
             raise ValueError(
-                f"library_key={given!r}: the table annotates {len(self.regions)} elements ({listed(self.regions)}), "
-                f"each a section of its own, which obs[{tells!r}] names. Leave library_key= out."
+                f"library_key={given!r}: the table annotates {len(regions)} elements ({listed(regions)}), "
+                f"each a section of its own, which obs[{view.region_key!r}] names. Leave library_key= out."
             )
-        genes = list(_fit_of(self.table, self.options).get("genes", self.rasters))
-        missing = [gene for gene in self.rasters if gene not in genes]
-        if missing:
-            raise KeyError(
-                f"rasters= names genes that the fit does not have: {listed(missing)} (it has {listed(genes)})."
-            )
+        return view
 
     @property
-    def rasters(self) -> list[str]:
-        """Genes to be made into pictures."""
-        asked = self.options.get("rasters") or ()
-        return [asked] if isinstance(asked, str) else list(asked)
+    def region_key(self) -> str:
+        """Column of the table that names the region of each row."""
+        return str(self.table.uns[ATTRIBUTES]["region_key"])
 
-    def _grid(self) -> Any:
-        """Lay the grid that was asked for onto the image, as its points count in the shapes' coordinates."""
-        grid, region = self.options["grid"], next(iter(self.regions.values()))
-        if isinstance(grid, int | np.integer) or len(self.regions) > 1:
+    def replaced(self) -> dict[str, Any]:
+        """Arguments in place of those that the caller gave."""
+        declared, new = self.declared, {self.declared.adata: self.proxy}
+        if declared.library_key and len(self.regions) > 1:
+            new[declared.library_key] = self.region_key
+        if declared.image and any(region.image or region.no_image for region in self.regions.values()):
+            only = next(iter(self.regions.values())).image if len(self.regions) == 1 else None
+            new[declared.image] = only or RegionImages(self.regions)
+        if declared.grid:
+            new[declared.grid] = self._grid(self.options[declared.grid])
+        return new
+
+    def _grid(self, grid: Any) -> Any:
+        """Transform the grid that was asked for to the image, as its points count in the shapes' coordinates."""
+        region = next(iter(self.regions.values()))
+        if isinstance(grid, int | float | np.integer) or len(self.regions) > 1:
             return grid
         if isinstance(grid, str):
-            return region.laid(self.points_of(grid)[0].xy)
+            return region.on_image(self.points_of(grid)[0].xy)
         if isinstance(grid, grids.Lattice):
-            corners = region.laid(grid.points([[0, 0], [1, 0], [0, 1]]))
+            corners = region.on_image(grid.points([[0, 0], [1, 0], [0, 1]]))
             return grids.Lattice(corners[0], corners[1:] - corners[0])
+        if isinstance(grid, AnnData) or hasattr(grid, "geometry"):
+            return grid
         xy = np.asarray(grid, dtype=np.float64)
-        return region.laid(xy) if xy.ndim == 2 and xy.shape[1] == 2 else grid
+        return region.on_image(xy) if xy.ndim == 2 and xy.shape[1] == 2 else grid
 
     def points_of(self, name: str) -> tuple[Region, AnnData]:
         """Give the places of another table, such as a finer binning, in the coordinates of the only region."""
         if self.options.get("max_distance") is not None:
-            raise ValueError(f"max_distance= beside grid={name!r}, which is taken whole.")
+            raise ValueError(f"max_distance= with grid={name!r}, which is taken whole.")
         table = table_of(self.sdata, name)[1]
         [region] = self.regions.values()
-        found = regions_of(self.sdata, name, table)
-        if len(found) > 1:
-            raise ValueError(f"grid={name!r}: this table annotates {len(found)} elements ({listed(found)}), not one.")
-        [other] = found.values()
-        return replace(other, xy=moved(way_to(other, region.name, region.element), other.xy)), table
+        others = regions_of(self.sdata, name, table)
+        if len(others) > 1:
+            raise ValueError(f"grid={name!r}: this table annotates {len(others)} elements ({listed(others)}), not one.")
+        [other] = others.values()
+        return replace(other, xy=transformed(transformation_to(other, region.name, region.element), other.xy)), table
 
-    def put_back(self) -> None:
-        """Put into the table what was written into the stand-in."""
+    def write_back(self) -> None:
+        """Put into the table what was written into the proxy, and take out what was removed from it."""
         for slot in SLOTS:
-            before, after = getattr(self.table, slot), getattr(self.stand_in, slot)
-            new = {name: after[name] for name in after if not _same(before, after, name)}
-            write(self.table, **{slot: {name: new[name] for name in new if (slot, name) not in STAND_INS}})
+            before, after = getattr(self.table, slot), getattr(self.proxy, slot)
+            names = [name for name in after if name is not None and (slot, name) not in PROXIED]
+            for name in [n for n in before if n is not None and n not in after and (slot, n) not in PROXIED]:
+                del before[name]
+            write(self.table, **{slot: {name: after[name] for name in names if not _same(before, after, name)}})
         self._name_images()
 
     def _name_images(self) -> None:
-        """Note beside a new fit on which images its positions were laid, so that the same are taken for it again."""
-        fit = _fit_of(self.table, {"key": self.options.get("key_added")})
-        if "features_key" in self.options and "state" in fit:
+        """Note with a new fit to which images its positions were registered, so that the same are taken again."""
+        fit = records(self.table, "fit").get(str(self.options.get(self.declared.fit_added or "")), {})
+        if "state" in fit:
             fit["regions"] = np.array(list(self.regions), dtype=str)
             fit["images"] = np.array([region.image_name for region in self.regions.values()], dtype=str)
 
-    def given(self, result: Any) -> Any:
-        """Turn what a verb returned into what belongs beside a SpatialData."""
+    def returned(self, result: Any) -> Any:
+        """Turn what a verb returned into what belongs to a SpatialData."""
         if not isinstance(result, AnnData):
             return result
         result.uns.pop("spatial", None)
-        if "grid" in self.options:
-            from sthisto._data._shapes import dense_sections  # noqa: PLC0415  it needs this module
-
-            return dense_sections(self, result)
+        if self.declared.grid:
+            return dense_spatialdata(self, result, self.options[self.declared.grid])
         for region in self.regions.values():
             result.obsm["spatial"][region.rows] = region.xy
         result.uns[ATTRIBUTES] = dict(self.table.uns[ATTRIBUTES])
         return result
 
 
-def _image_names(table: AnnData, asked: Mapping[str, Any], regions: Mapping[str, Region]) -> dict[str, str | None]:
-    """Names of the images to lay regions on: as asked for, else those of the fit, else those of the features.
+def _image_names(
+    table: AnnData,
+    regions: Mapping[str, Region],
+    declared: VerbArguments,
+    options: Mapping[str, Any],
+    wanted: str | Mapping[str, str] | None,
+) -> dict[str, str | None]:
+    """Names of the images to register regions to: as asked for, else those of the fit, else those of the features.
 
-    None stands for the only one; empty is a picture that is no element, for which nothing is laid on anything.
+    None stands for the only one; empty is an image that is no element, to which nothing is registered.
     """
-    wanted = asked.get("image_key")
-    if asked.get("image") is not None:
+    if declared.image and options[declared.image] is not None:
         if wanted is not None:
-            raise ValueError(f"image= beside image_key={wanted!r}: pass a picture or name one, not both.")
+            raise ValueError(f"image= with image_key={wanted!r}: pass an image or name one, not both.")
         return dict.fromkeys(regions, "")
-    if wanted is not None or "patch_um" in asked:  # features are made anew
+    if wanted is not None or declared.images_of is None:
         return dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(regions, wanted)
-    fit = _fit_of(table, asked)
-    if any(map(str, fit.get("images", ()))):
-        return {str(name): str(image) for name, image in zip(fit["regions"], fit["images"], strict=True)}
-    key = asked.get("features_key") or fit.get("features_key") or "X_histo"
-    record = table.uns.get(UNS, {}).get("features", {}).get(key)
+    key, fit = options[declared.images_of], {}
+    if declared.kind == "fit":
+        fit = records(table, "fit").get(key, {})
+        if any(map(str, fit.get("images", ()))):
+            return {str(name): str(image) for name, image in zip(fit["regions"], fit["images"], strict=True)}
+        key = options.get("features_key") or fit.get("features_key") or "X_histo"
+    record = records(table, "features").get(key)
     if record is None:
         return {}
-    names = {str(name): str(image) for name, image in zip(record["libraries"], record["image"], strict=True)}
-    return {name: path.removeprefix(ELEMENT) if path.startswith(ELEMENT) else "" for name, path in names.items()}
+    paths = {str(name): str(image) for name, image in zip(record["sections"], record["image"], strict=True)}
+    return {name: path.removeprefix(ELEMENT) if path.startswith(ELEMENT) else "" for name, path in paths.items()}
 
 
-def _stand_in(table: AnnData, regions: Mapping[str, Region]) -> AnnData:
-    """Make an AnnData that shares the table's arrays, with the spots as they lie on the images."""
+def _proxy(table: AnnData, regions: Mapping[str, Region]) -> AnnData:
+    """Make an AnnData that shares the table's arrays, with the spots in the coordinates of the images."""
     xy = np.full((table.n_obs, 2), np.nan)
     for region in regions.values():
-        xy[region.rows] = region.laid(region.xy)
-    made = AnnData(X=table.X, obs=table.obs, var=table.var)
+        xy[region.rows] = region.on_image(region.xy)
+    proxy = AnnData(X=table.X, obs=table.obs, var=table.var)
     for slot in ("varm", "obsp", "layers"):
-        write(made, **{slot: dict(getattr(table, slot))})
-    write(made, obsm={**table.obsm, "spatial": xy})
-    made.uns.update(table.uns)
-    made.uns["spatial"] = {name: {} for name in regions} if len(regions) == 1 else {}
-    return made
+        write(proxy, **{slot: {name: value for name, value in getattr(table, slot).items() if name is not None}})
+    write(proxy, obsm={**table.obsm, "spatial": xy})
+    proxy.uns.update(table.uns)
+    proxy.uns["spatial"] = {name: {} for name in regions} if len(regions) == 1 else {}
+    return proxy
 
 
 def _same(before: Any, after: Any, name: str) -> bool:
     if name not in before:
         return False
     old, new = before[name], after[name]
-    return bool(new.equals(old)) if isinstance(new, pd.Series) else new is old
-
-
-def _fit_of(table: AnnData, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the record of the fit that the options name, empty where there is none."""
-    found: dict[str, Any] = table.uns.get(UNS, {}).get("fit", {}).get(options.get("key"), {})
-    return found
-
-
-def _refuse_keys(options: Mapping[str, Any]) -> None:
-    for name in ("table_key", "image_key", "rasters"):
-        if options.get(name) is not None:
-            kind = type(options["adata"]).__name__
-            raise ValueError(f"{name}= is about the elements of a SpatialData; adata is of type {kind}.")
+    return bool(new.equals(old)) if isinstance(new, pd.Series | pd.DataFrame) else new is old

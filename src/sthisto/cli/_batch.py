@@ -186,7 +186,7 @@ def together(parts: "Mapping[str, AnnData]") -> "AnnData":
     if not whole.n_vars:
         raise ValueError(f"sections {listed(list(parts))} have no gene in common. Are the names of one kind?")
     records = [part.uns["sthisto"]["features"][FEATURES] for part in parts.values()]
-    each = {name: np.concatenate([record[name] for record in records]) for name in ("libraries", "mpp", "image")}
+    each = {name: np.concatenate([record[name] for record in records]) for name in ("sections", "mpp", "image")}
     whole.uns["sthisto"] = {"features": {FEATURES: records[0] | each}}
     whole.uns["spatial"] = {name: part.uns["spatial"][name] for name, part in parts.items()}
     return whole
@@ -219,8 +219,6 @@ def measured_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
         args.grid,
         image=picture_of(row),
         encoder=batch.encoder,
-        device=args.device,
-        progress=batch.job.progress,
         interval=args.interval,
         match_spot_means=args.match_spot_means,
     )
@@ -230,8 +228,8 @@ def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
     """Lay a grid as dense as those of the measured sections, describe it, and predict."""
     args = batch.job.args
     learnt = _data.read_fit(reference, FIT)
-    made = _data.description(reference, FEATURES, str(learnt.libraries[0]), alone=False)
-    pitch_um = (args.pitch_um or float(learnt.pitch[0]) * made.mpp) / args.grid
+    mpp = float(reference.uns["sthisto"]["features"][FEATURES]["mpp"][0])
+    pitch_um = (args.pitch_um or float(learnt.pitch[0]) * mpp) / args.grid
     points, pitch = over_spots(batch, row) if row.table else over_tissue(row, args.mpp, pitch_um)
     known = {"mpp": args.mpp, "pitch_um": pitch_um if row.table else None}
     extract(points, batch.job, batch.encoder, image=picture_of(row), **known)
@@ -243,7 +241,7 @@ def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
 def over_spots(batch: Batch, row: Row) -> "tuple[AnnData, float]":
     """Refine the array of a section's spots, as ``upsample`` does."""
     adata = read(row.table, batch.job)  # type: ignore[arg-type]  # asked before
-    xy = _data.positions(adata, np.arange(adata.n_obs))
+    xy = _data.coordinates(adata, np.arange(adata.n_obs))
     own = grids.Lattice.fit(xy)
     fine = own.refine(batch.job.args.grid)
     site = fine.cover(xy, 1.1 * own.reach)

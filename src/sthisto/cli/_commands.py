@@ -76,15 +76,13 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
         _refuse_unmodelled(show, _data.genes_to_model(adata, genes))
         learn(adata, job, genes)
     fit = _data.read_fit(adata, FIT)
-    if show and len(fit.libraries) > 1:
-        raise ValueError(f"--picture draws one section, and {args.section} holds {len(fit.libraries)}. Leave it out.")
+    if show and len(fit.sections) > 1:
+        raise ValueError(f"--picture draws one section, and {args.section} holds {len(fit.sections)}. Leave it out.")
     with job.step("upsample"):
         dense = tl.upsample(
             adata,
             args.grid,
             image=image_in(args.image),
-            device=args.device,
-            progress=job.progress,
             interval=args.interval,
             match_spot_means=args.match_spot_means,
         )
@@ -123,8 +121,6 @@ def run_evaluate(job: Job) -> tuple[dict[str, Any], str]:
             library_key=args.library_key,
             image=image_in(args.image),
             random_state=args.seed or 0,
-            device=args.device,
-            progress=job.progress,
         )
     for path, make in ((args.output, write_table), (args.picture, draw_table)):
         if path is not None:

@@ -23,14 +23,14 @@ def run_demo(job: Job) -> tuple[dict[str, Any], str]:
         adata = datasets.synthetic(random_state=random_state)
         logger.info("a synthetic section: %d spots, %d genes, and its picture", *adata.shape)
     with job.step("features"):
-        pp.extract_features(adata, progress=job.progress)
+        pp.extract_features(adata)
     hidden = grids.hold_out(adata.obsm["spatial"], 0.5, random_state=random_state)
     with job.step("held out"):
         scores = _held_out(adata, hidden, (MODEL, "idw"), random_state, job)
     with job.step("fit"):
-        tl.fit(adata, MODEL, random_state=random_state, device=job.args.device, progress=job.progress)
+        tl.fit(adata, MODEL, random_state=random_state, device=job.args.device)
     with job.step("upsample"):
-        dense = tl.upsample(adata, 3, progress=job.progress)
+        dense = tl.upsample(adata, 3)
     write(dense, folder / "dense.h5ad", job)
     draw(adata, dense, DEMO_GENES, folder / "dense.png")
     paths = {"output": str(folder / "dense.h5ad"), "picture": str(folder / "dense.png")}
@@ -56,7 +56,7 @@ def _held_out(
     goals = {"measured": adata.X.toarray(), "truth": datasets.synthetic_truth(adata)}
     for name in models:
         tried = adata.copy()
-        tl.fit(tried, name, train_on=~hidden, random_state=random_state, device=job.args.device, progress=job.progress)
+        tl.fit(tried, name, train_on=~hidden, random_state=random_state, device=job.args.device)
         tl.predict(tried)
         predicted = tried.layers[FIT][hidden]
         scores[name] = {

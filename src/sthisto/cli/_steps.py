@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from sthisto import _data, evaluation, metrics, pp, tl, uncertainty
+from sthisto import _data, encoders, evaluation, metrics, pp, tl, uncertainty
 from sthisto.encoders import Encoder
 from sthisto.models import MODELS
 
@@ -84,7 +84,7 @@ def _values(matrix: Any) -> Any:
 
 def choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> evaluation.Mask:
     """Mask (g,) of the genes worth modelling: seen often enough, then the most variable."""
-    libraries = _data.sections(adata, library_key)
+    libraries = _data.section_rows(adata, library_key)
     least = 0.0 if adata.n_obs > evaluation.MANY_SPOTS * len(libraries) else evaluation.LEAST_SEEN
     labels = np.zeros(adata.n_obs) if library_key is None else adata.obs[library_key].to_numpy()
     chosen = evaluation.choose_genes(sparse.csr_matrix(counts), labels, N_GENES, least_seen=least)
@@ -107,15 +107,12 @@ def extract(adata: "AnnData", job: Job, encoder: str | Encoder | None = None, **
         "patch_um": args.patch_um,
         "mpp": args.mpp,
         "pitch_um": args.pitch_um,
-        "weights": None if encoder else args.weights,
     } | others
     with job.step("features"):
         pp.extract_features(
             adata,
-            encoder or args.encoder or "handcrafted",
-            device=args.device,
+            encoder or encoders.load(args.encoder or "handcrafted", weights=args.weights, device=args.device),
             key_added=FEATURES,
-            progress=job.progress,
             **options,
         )
 
@@ -156,10 +153,10 @@ def fit(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
             params=params_in(model, args.params or []),
             random_state=args.seed or 0,
             device=args.device,
-            test_genes=bool(args.test_genes),
             key_added=FIT,
-            progress=job.progress,
         )
+        if args.test_genes:
+            tl.test_genes(adata, image=image_in(args.image), random_state=args.seed or 0, key=FIT)
 
 
 def names_in(text: str) -> list[str]:

@@ -65,7 +65,7 @@ def features(
     >>> matplotlib.use("Agg")
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic(60, n_genes=20)
-    >>> sthisto.pp.extract_features(adata, progress=False)
+    >>> sthisto.pp.extract_features(adata)
     >>> picture, colors = sthisto.pl.features(adata, show=False)
     >>> colors.get_xlabel()[:18]
     'red, green, blue: '

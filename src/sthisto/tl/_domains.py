@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-@_data.accepts_spatialdata
-def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defaults
+@_data.accepts_spatialdata(library_key="library_key")
+def spatial_domains(
     adata: "AnnData | SpatialData",
     method: str = "stagate",
     n_domains: int | None = None,
@@ -30,16 +30,12 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     random_state: int = 0,
     device: str | None = None,
     key_added: str = "spatial_domain",
-    progress: bool = True,
-    table_key: str | None = None,
-    image_key: str | None = None,
 ) -> None:
-    """Divide the tissue into domains of like expression.
+    """Divide the tissue into domains of similar expression.
 
-    A spot is counted too sparsely to be told from its expression alone. ``stagate`` and ``stmask`` learn an embedding
-    in which a spot is read together with its neighbors and look for clusters there; ``kmeans`` and ``leiden`` look at
-    the spots one by one. All work on what was measured, on what :func:`predict` made of it (``layer="sthisto"``) and on
-    dense maps from :func:`upsample`. Labels do not depend on the order of the rows.
+    One spot has too few counts to be assigned by its expression alone. ``stagate`` and ``stmask`` learn an embedding
+    of each spot with its neighbors and cluster that; ``kmeans`` and ``leiden`` cluster the spots one by one. All work
+    on measured expression, on predictions (``layer="sthisto"``) and on dense maps from :func:`upsample`. Labels do not depend on the order of the rows.
 
     Parameters
     ----------
@@ -52,7 +48,7 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     layer
         Layer with log-normalised expression, ``"sthisto"`` for the prediction; ``None`` reads ``X``.
     genes
-        Genes to look at; ``None`` takes ``var["highly_variable"]`` where present, else all, without those that are NaN
+        Genes to use; ``None`` takes ``var["highly_variable"]`` where present, else all, without those that are NaN
         throughout because the fit does not model them.
     use_rep
         Representation (n, d) in ``obsm`` to use instead of expression. ``kmeans`` and ``leiden`` cluster it as it is.
@@ -68,10 +64,6 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
         Where networks train, as torch names it; ``None`` takes a GPU where there is one.
     key_added
         Column of ``obs`` to write.
-    progress
-        Show progress bars.
-    table_key, image_key
-        Names of the table and of the image, where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
@@ -106,7 +98,7 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     --------
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic()
-    >>> sthisto.tl.spatial_domains(adata, "stagate", 3, params={"epochs": 20}, progress=False)
+    >>> sthisto.tl.spatial_domains(adata, "stagate", 3, params={"epochs": 20})
     >>> adata.obs["spatial_domain"].cat.categories.tolist()
     ['0', '1', '2']
     """
@@ -115,26 +107,26 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
     built = domains.build(method, settings)
     spec = METHODS[method]
     _refuse_number(n_domains, adata.n_obs, method)
-    places = _data.places(adata, library_key)
+    sections = _data.read_sections(adata, library_key)
     values, n_genes = _values(adata, layer, genes, use_rep)
-    xy, section = _positions(places, adata.n_obs)
+    xy, section = _positions(sections, adata.n_obs)
     rows = domains.table_free_order(xy, section)
     if use_rep is not None and not spec.spatial:
         embedding = values[rows]
     else:
         embedding = built.embed(
-            values[rows], xy[rows], section[rows], random_state=random_state, device=device or "", progress=progress
+            values[rows], xy[rows], section[rows], random_state=random_state, device=device or "", progress=True
         )
-    found = domains.cluster(embedding, spec.clusters, n_domains, resolution=resolution, random_state=random_state)
+    labels = domains.cluster(embedding, spec.clusters, n_domains, resolution=resolution, random_state=random_state)
     back = np.argsort(rows)
     _data.write_domains(
         adata,
         key_added,
-        domains=found[back],
+        domains=labels[back],
         embedding={spec.embedding: embedding[back]} if spec.embedding else {},
         record={
             "method": method,
-            "n_domains": len(found.categories),
+            "n_domains": len(labels.categories),
             "clusters": "leiden" if n_domains is None else spec.clusters,
             "resolution": float(resolution),
             "layer": layer or "",
@@ -145,14 +137,14 @@ def spatial_domains(  # noqa: PLR0913  what a search can be told, all with defau
             "params": json.dumps(settings),
             **{f"last_{name}_loss": float(curve[-1]) for name, curve in built.history.items()},
         },
-        networks={spec.network: _data.network(adata, built.links(xy, section))} if spec.network else {},
+        networks={spec.network: built.links(xy, section)} if spec.network else {},
     )
 
 
 def _refuse_number(n_domains: int | None, n_spots: int, method: str) -> None:
     if n_domains is None:
         if method == "kmeans":
-            raise ValueError("k-means has to be told how many domains to find: pass n_domains=.")
+            raise ValueError("method 'kmeans' needs the number of domains: pass n_domains=.")
         return
     if isinstance(n_domains, bool) or not isinstance(n_domains, int | np.integer) or n_domains < 1:
         raise ValueError(f"n_domains={n_domains!r}: expected a whole number of 1 or more, or None.")
@@ -163,7 +155,7 @@ def _refuse_number(n_domains: int | None, n_spots: int, method: str) -> None:
 def _values(
     adata: "AnnData", layer: str | None, genes: Iterable[str] | None, use_rep: str | None
 ) -> tuple[NDArray[np.float32], int]:
-    """Read what the method sees of each spot (n, d), and how many genes it is of."""
+    """Read the input (n, d) of the method, and from how many genes it is."""
     rows = np.arange(adata.n_obs)
     if use_rep is not None:
         if layer is not None or genes is not None:
@@ -171,17 +163,17 @@ def _values(
         return _data.features(adata, use_rep, rows), 0
     chosen = _data.genes_to_model(adata, genes)
     if genes is None:
-        chosen = _data.measured_somewhere(adata, chosen, layer)
+        chosen = _data.genes_with_values(adata, chosen, layer)
     return _data.expression(adata, rows, chosen, layer), len(chosen)
 
 
-def _positions(places: Mapping[str, _data.Place], n: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def _positions(sections: Mapping[str, _data.SectionData], n: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Positions (n, 2) in pitches and numbers (n,) of the sections, counted in the order of their names."""
     xy, section = np.empty((n, 2)), np.empty(n, dtype=np.intp)
-    for number, name in enumerate(sorted(places)):
-        place = places[name]
-        pitch = place.pitch if np.isfinite(place.pitch) else 1.0
-        # The last bit of the pitch hangs on the order of the table, and on it which of equally near spots are linked.
-        xy[place.rows] = np.round(place.xy / pitch, 6)
-        section[place.rows] = number
+    for number, name in enumerate(sorted(sections)):
+        each = sections[name]
+        pitch = each.pitch if np.isfinite(each.pitch) else 1.0
+        # The last bit of the pitch depends on the order of the rows, and on it which of equally near spots are linked.
+        xy[each.rows] = np.round(each.xy / pitch, 6)
+        section[each.rows] = number
     return xy, section

@@ -10,6 +10,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from sthisto import _data, evaluation, grids
+from sthisto._data import SectionImage
 from sthisto.metrics import lognorm
 from sthisto.models import MODELS, Model, Patches, Section, build, reads_pixels
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-from sthisto.tl._sections import Pixels, section_of
+from sthisto.tl._sections import model_section
 
 
-@_data.accepts_spatialdata
+@_data.accepts_spatialdata(image="image", library_key="library_key", images_of="features_key", kind="features")
 def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     adata: "AnnData | SpatialData",
     models: str | Iterable[str] = ("attention", "gp", "ridge", "idw"),
@@ -41,8 +42,6 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     random_state: int = 0,
     device: str | None = None,
     progress: bool = True,
-    table_key: str | None = None,
-    image_key: str | None = None,
 ) -> pd.DataFrame:
     """Hide spots, fit each model on the rest, and score it on what was hidden.
 
@@ -95,8 +94,6 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         Where networks train; ``None`` takes a GPU where there is one.
     progress
         Show a progress bar over the fits.
-    table_key, image_key
-        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
@@ -128,7 +125,7 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     --------
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic()
-    >>> report = sthisto.tl.evaluate(adata, "idw", split="random", counts_layer="counts", progress=False)
+    >>> report = sthisto.tl.evaluate(adata, "idw", split="random", counts_layer="counts")
     >>> r = report.query("gene.isna() and metric == 'pearson'").groupby("model")["value"].mean()
     >>> bool(r["gene mean"] < r["idw"] < r["ceiling"])
     True
@@ -139,10 +136,14 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
         raise ValueError(f"protocol={protocol!r}: expected 'heldout' or 'paper'.")
     if n_repeats < 1 or n_genes < 1:
         raise ValueError(f"n_repeats={n_repeats}, n_genes={n_genes}: both should be 1 or more.")
-    places = _data.places(adata, library_key)
-    measured = _measured(adata, places.values(), settings, features_key, layer, counts_layer, genes)
+    reads = any("features" in MODELS[name].inputs for name in settings)
+    read = _data.with_features if reads else _data.add_metadata
+    places = read(adata, _data.read_sections(adata, library_key), features_key)
+    tissue = _data.training_rows(adata, None)
+    places = {name: each.keep(tissue[each.rows]) for name, each in places.items()}
+    measured = _measured(adata, places.values(), layer, counts_layer, genes)
     seeing = [name for name, own in settings.items() if reads_pixels(name, build(name, own))]
-    pixels = [Pixels.find(adata, name, place, image, features_key) for name, place in places.items() if seeing]
+    pixels = [SectionImage.of_features(adata, place, image) for place in places.values() if seeing]
     hidings = [
         (
             name,
@@ -200,11 +201,9 @@ def _splits(split: str | Iterable[str], block: float) -> dict[str, float | None]
     return {name: sides[name] for name in names}
 
 
-def _measured(  # noqa: PLR0917  private, called once
+def _measured(
     adata: "AnnData",
-    places: Collection[_data.Place],
-    models: Iterable[str],
-    features_key: str,
+    places: Collection[_data.SectionData],
     layer: str | None,
     counts_layer: str | None,
     genes: Iterable[str] | None,
@@ -213,31 +212,30 @@ def _measured(  # noqa: PLR0917  private, called once
     if counts_layer is not None and layer is not None:
         raise ValueError(f"layer={layer!r} beside counts_layer={counts_layer!r}: with counts, expression is made anew.")
     anew = counts_layer is not None and genes is None
-    given = _data.genes_to_model(adata, adata.var_names if anew else genes)
+    given = _data.genes_to_model(adata, _data.gene_names(adata) if anew else genes)
     counts = None if counts_layer is None else _counts(adata, counts_layer)
-    look = features_key if any("features" in MODELS[name].inputs for name in models) else ""
-    sections = [section_of(adata, place, look) for place in places]
+    sections = [model_section(place, build("idw")) for place in places]
     if counts is None:
         values = [_data.expression(adata, place.rows, given, layer) for place in places]
         return evaluation.Dataset(sections=sections, expression=values, genes=given, columns=np.arange(len(given)))
     return evaluation.Dataset(
         sections=sections,
         expression=[lognorm(counts[place.rows]) for place in places],
-        genes=adata.var_names.to_numpy().astype(str),
-        columns=None if anew else adata.var_names.get_indexer(given),
+        genes=_data.gene_names(adata),
+        columns=None if anew else _data.gene_columns(adata, given),
         counts=[counts[place.rows] for place in places],
     )
 
 
-def _patches(pixels: Iterable[Pixels], places: Iterable[_data.Place], model: Model) -> list[Patches]:
+def _patches(pixels: Iterable[SectionImage], places: Iterable[_data.SectionData], model: Model) -> list[Patches]:
     """Give a model that reads pixels those of each section."""
-    return [each.around(place.xy, model) for each, place in zip(pixels, places, strict=True)]
+    return [each.patches(place.xy, model) for each, place in zip(pixels, places, strict=True)]
 
 
 def _counts(adata: "AnnData", layer: str) -> Any:
     """Raw counts (n_obs, n_vars) as CSR; refuses what are none."""
-    if layer not in adata.layers:
-        found = ", ".join(map(repr, adata.layers)) or "nothing"
+    if layer not in _data.layer_names(adata):
+        found = ", ".join(map(repr, _data.layer_names(adata))) or "nothing"
         raise KeyError(f"no layer {layer!r} in adata (found: {found}). counts_layer= names the one with raw counts.")
     matrix = adata.layers[layer]
     counts = sparse.csr_matrix(matrix[:] if hasattr(matrix, "backend") else matrix)

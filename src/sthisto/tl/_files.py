@@ -10,14 +10,12 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-@_data.accepts_spatialdata
-def save(
-    adata: "AnnData | SpatialData", path: str | PathLike[str], *, key: str = "sthisto", table_key: str | None = None
-) -> None:
+@_data.accepts_spatialdata()
+def save(adata: "AnnData | SpatialData", path: str | PathLike[str], *, key: str = "sthisto") -> None:
     """Write the fitted model as one safetensors file, without the section it was fitted on.
 
     The file holds the model's arrays and, as metadata, its settings: enough for ``predict(stained, reference=...)`` on
-    another machine. Names of genes, sections and training spots travel with it.
+    another machine. Names of genes, sections and training spots are in it.
 
     Parameters
     ----------
@@ -27,8 +25,6 @@ def save(
         File to write; one that is there is replaced once the new one is whole.
     key
         Name of the fit.
-    table_key
-        Name of the table where ``adata`` is a SpatialData that has several.
 
     Raises
     ------
@@ -39,7 +35,7 @@ def save(
     --------
     >>> import sthisto, tempfile, pathlib
     >>> adata = sthisto.datasets.synthetic()
-    >>> sthisto.tl.fit(adata, "idw", progress=False)
+    >>> sthisto.tl.fit(adata, "idw")
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "fit.safetensors"
     >>> sthisto.tl.save(adata, path)
     >>> sthisto.tl.load(path).n_vars
@@ -48,13 +44,12 @@ def save(
     _data.save_fit(_data.read_fit(adata, key), path)
 
 
-@_data.accepts_spatialdata
+@_data.accepts_spatialdata()
 def load(
     path: str | PathLike[str],
-    adata: "AnnData | SpatialData | None" = None,
+    adata: "AnnData | SpatialData | _data.SpatialDataView | None" = None,
     *,
     key_added: str = "sthisto",
-    table_key: str | None = None,
 ) -> "AnnData | None":
     """Read a model that :func:`save` wrote.
 
@@ -66,8 +61,6 @@ def load(
         Object to put the fit into, one that has the training section's spots and genes; ``None`` makes an empty one.
     key_added
         Name of the fit.
-    table_key
-        Name of the table where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
@@ -85,19 +78,19 @@ def load(
     --------
     >>> import sthisto, tempfile, pathlib
     >>> adata = sthisto.datasets.synthetic()
-    >>> sthisto.tl.fit(adata, "idw", progress=False)
+    >>> sthisto.tl.fit(adata, "idw")
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "fit.safetensors"
     >>> sthisto.tl.save(adata, path)
     >>> again = sthisto.datasets.synthetic()
     >>> sthisto.tl.load(path, again)
-    >>> sthisto.tl.upsample(again, 2, progress=False).n_vars
+    >>> sthisto.tl.upsample(again, 2).n_vars
     60
     """
     _data.check_key(key_added)
-    found = _data.load_fit(path)
+    fit_record = _data.load_fit(path)
     if adata is not None:
-        _data.write_fit(adata, key_added, found)
+        _data.write_fit(adata, key_added, fit_record)
         return None
-    empty = _data.no_spots(found.genes)
-    _data.write_fit(empty, key_added, found)
+    empty = _data.empty_object(fit_record.genes)
+    _data.write_fit(empty, key_added, fit_record)
     return empty

@@ -1,92 +1,95 @@
-"""Sections and models as the verbs put them together."""
+"""Sections as models take them, from sections as AnnData has them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sthisto import _data, models
-from sthisto.images import Image, check_scale, sample_patches
-from sthisto.models import Model, Patches, Section
-from sthisto.models._standardize import pack_names, unpack_names
+from sthisto._data import Fit, SectionData, SectionImage
+from sthisto.models import FeatureStatistics, Model, Section
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """Where models that read pixels find those of one section."""
-
-    picture: Image
-    mpp: float  # um per full-resolution pixel
-    path: str  # as it was given, "uns:hires", or "" for an array
-
-    @classmethod
-    def find(cls, adata: "AnnData", name: str, place: _data.Place, image: Any, features_key: str) -> "Pixels":
-        """Open a section's picture: the one given, else that of its features, else the sharpest in uns."""
-        try:
-            made = _data.description(adata, features_key, name, alone=False)
-        except KeyError:  # no features, or from elsewhere
-            made = None
-        if image is None and made is not None and made.image:
-            picture, path = _data.recorded_image(adata, name, made.image), made.image
-        elif image is None and made is not None:
-            raise KeyError(f"the picture of section {name!r} was an array, which is not kept: pass it again as image=.")
-        else:
-            picture, path = _data.find_image(adata, name, image)
-        check_scale(picture, place.xy)
-        return cls(picture, _data.scale(place, picture, None, None) if made is None else made.mpp, path)
-
-    @classmethod
-    def again(  # noqa: PLR0917  private
-        cls, adata: "AnnData", found: _data.Fit, name: str, place: _data.Place, image: Any, features_key: str
-    ) -> "Pixels | None":
-        """Open the picture that a section was fitted on, or that of one that was not."""
-        if "picture_paths" not in found.arrays:  # the model read no pixels
-            return None
-        known = list(found.libraries)
-        if place.known not in known:
-            whole = place if place.kind else _data.places(adata, found.library_key or None)[name]
-            return cls.find(adata, name, whole, image, features_key)
-        path = unpack_names(found.arrays["picture_paths"])[known.index(place.known)]
-        mpp = float(found.arrays["picture_mpp"][known.index(place.known)])
-        if image is None and not path:
-            raise KeyError(f"the picture of section {name!r} was an array, which is not kept: pass it again as image=.")
-        if image is None:
-            picture = _data.recorded_image(adata, name, path)
-        else:
-            picture, _ = _data.find_image(adata, name, image)
-        check_scale(picture, place.xy)
-        return cls(picture, mpp, path)
-
-    @staticmethod
-    def state(pixels: "list[Pixels | None]") -> dict[str, NDArray[np.generic]]:
-        """Paths and scales of the fitted sections; nothing for models that read no pixels."""
-        there = [each for each in pixels if each is not None]
-        paths, mpp = pack_names([each.path for each in there]), np.array([each.mpp for each in there])
-        return {"picture_paths": paths, "picture_mpp": mpp} if there else {}
-
-    def around(self, xy: NDArray[np.float64], model: Any) -> Patches:
-        """Patches of the model's size around rows of xy (n, 2)."""
-        return lambda rows: sample_patches(self.picture, xy[rows], model.patch_um / self.mpp, model.input_size)
+def restore(fit: Fit) -> Model:
+    """The fitted model of a record."""
+    return models.restore(fit.model, fit.params, fit.arrays)
 
 
-def section_of(adata: "AnnData", place: _data.Place, features_key: str, patches: Patches | None = None) -> Section:
-    """One section's spots as models see them, without expression."""
-    look = _data.features(adata, features_key, place.rows) if features_key else None
-    pitch = _pitch_um(adata, place, features_key)
-    return Section(name=place.known, xy=place.xy / place.pitch, features=look, patches=patches, pitch_um=pitch)
+def model_section(
+    section: SectionData,
+    model: Model,
+    *,
+    xy: NDArray[np.float64] | None = None,
+    features: NDArray[np.float32] | None = None,
+) -> Section:
+    """One section's spots, or with ``xy`` (m, 2) pixels and their features other points of it, as models take them."""
+    spots = xy is None
+    places = section.xy if xy is None else xy
+    own = section.features
+    return Section(
+        name=section.model_key,
+        xy=places / section.pitch,
+        features=own if spots else features,
+        expression=section.expression if spots else None,
+        patches=None if section.image is None else section.image.patches(places, model),
+        pitch_um=None if section.mpp is None else section.pitch * section.mpp,
+        feature_statistics=None if own is None else FeatureStatistics.of(own[section.in_tissue]),
+    )
 
 
-def _pitch_um(adata: "AnnData", place: _data.Place, features_key: str) -> float | None:
-    """Give the unit of a section's positions, where it is known at which scale its features were taken."""
-    try:
-        return place.pitch * _data.description(adata, features_key, place.known, alone=False).mpp
-    except KeyError:  # features from elsewhere
-        return None
+def training_sections(
+    adata: "AnnData",
+    sections: Mapping[str, SectionData],
+    mask: NDArray[np.bool_],
+    genes: NDArray[np.str_],
+    layer: str | None,
+) -> dict[str, SectionData]:
+    """The spots that a mask (n_obs,) leaves for training, with their expression; sections without one are left out."""
+    kept = {name: each.keep(mask[each.rows]) for name, each in sections.items()}
+    return {
+        name: replace(each, expression=_data.expression(adata, each.rows, genes, layer))
+        for name, each in kept.items()
+        if len(each)
+    }
 
 
-def restore(found: _data.Fit) -> Model:
-    return models.restore(found.model, found.params, found.arrays)
+def fitted_training_sections(adata: "AnnData", fit: Fit, image: Any = None) -> dict[str, SectionData]:
+    """The sections that a fit was made on, with all that it was made from."""
+    sections = _data.read_fitted_sections(adata, fit)
+    sections = read_inputs(adata, sections, fit, restore(fit), image=image)
+    mask = np.isin(adata.obs_names.to_numpy().astype(str), fit.spots)
+    return training_sections(adata, sections, mask, fit.genes, fit.layer or None)
+
+
+def read_inputs(
+    adata: "AnnData",
+    sections: Mapping[str, SectionData],
+    fit: Fit,
+    model: Model,
+    *,
+    features_key: str | None = None,
+    image: Any = None,
+) -> dict[str, SectionData]:
+    """Sections with the features and images that a fitted model reads, compared with those of the fit.
+
+    Raises
+    ------
+    KeyError
+        No features, or no image for a model that reads pixels.
+    ValueError
+        Features that were not made as those of the fit; ``features_key`` for a model that reads none.
+    """
+    if features_key is not None and not fit.features_key:
+        raise ValueError(f"features_key={features_key!r}: model {fit.model!r} reads no image features.")
+    key = features_key or fit.features_key
+    read = _data.with_features(adata, sections, key) if key else _data.add_metadata(adata, sections, "X_histo")
+    for each in read.values():
+        _data.compare_settings(fit.feature_settings, each)
+    if not models.reads_pixels(fit.model, model):
+        return read
+    return {name: replace(each, image=SectionImage.of_fit(adata, each, fit, image)) for name, each in read.items()}

@@ -117,7 +117,7 @@ class UncertaintyModel:
             Calibration.restore(found.arrays),
             NoveltyDetector.restore(found.arrays),
             xy,
-            [str(n) for n in found.libraries],
+            [str(n) for n in found.sections],
         )
 
 

@@ -1,89 +1,83 @@
 """Predict expression on a dense grid."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sthisto import _data, encoders, grids
+from sthisto._data import GridPoints, SectionData, SectionImage
 from sthisto.encoders._encode import encode
 from sthisto.images import check_scale
-from sthisto.models import Model, Section
+from sthisto.models import Model
+from sthisto.tl._grid import make_grid
+from sthisto.tl._predict import refuse_other_key
+from sthisto.tl._sections import model_section, read_inputs, restore
+from sthisto.tl._spot_means import match_spot_means as matched
+from sthisto.tl._uncertainty import UncertaintyModel
 from sthisto.uncertainty import Covariates, check_level
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-from sthisto.tl._predict import spots_of
-from sthisto.tl._sections import Pixels, restore
-from sthisto.tl._spot_means import match_spot_means as conserved
-from sthisto.tl._uncertainty import UncertaintyModel
 
-
-@_data.accepts_spatialdata
-def upsample(  # noqa: PLR0913  all with defaults
+@_data.accepts_spatialdata(
+    image="image", library_key="library_key", reference="reference", grid="grid", images_of="key"
+)
+def upsample(
     adata: "AnnData | SpatialData",
     grid: "int | str | grids.Lattice | ArrayLike" = 2,
     *,
+    reference: "AnnData | SpatialData | None" = None,
     image: Any = None,
     features: NDArray[np.float32] | None = None,
     encoder: str | encoders.Encoder | None = None,
     max_distance: float | None = None,
-    key: str = "sthisto",
+    library_key: str | None = None,
     interval: float | None = None,
     match_spot_means: bool = False,
-    batch_size: int = 64,
-    device: str | None = None,
-    progress: bool = True,
-    rasters: Iterable[str] | None = None,
-    table_key: str | None = None,
-    image_key: str | None = None,
+    key: str = "sthisto",
 ) -> "AnnData | SpatialData":
     """Predict expression on a dense grid, as a new object.
 
-    The points are described as the spots were, from the same picture at the same scale, so that the map runs through
-    what :func:`predict` gives at the spots.
+    Image features of the points are extracted as those of the spots were, from the same image at the same scale, so
+    that the map equals what :func:`predict` gives at the spots. With ``reference``, an object that was fitted,
+    ``adata`` is a section that was only stained, and its map rests on the image alone.
 
     Parameters
     ----------
     adata
-        A fitted section, or several.
+        A fitted section, or several; or with ``reference`` one whose features were extracted.
     grid
         An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
         :class:`sthisto.grids.Lattice` (:meth:`~sthisto.grids.Lattice.split` makes the finer bins of Visium HD), or
         points (m, 2) in full-resolution pixels, x then y, in one section; of a SpatialData in the coordinates of the
         shapes, or the name of another of its tables, whose places are taken.
+    reference
+        Fitted object, or what :func:`load` returned.
     image
-        Picture to take the points' features or pixels from; ``None`` takes the one that ``extract_features`` or
+        Image to take the points' features or patches from; ``None`` takes the one that ``extract_features`` or
         :func:`fit` used.
     features
         Features (m, d) of the points where the user computed them elsewhere; no image is read then.
     encoder
-        The encoder that ``extract_features`` used, where it is an object of one's own or has local weights; ``None``
-        loads it by its name.
+        The encoder that ``extract_features`` used, where it is an object of one's own, has local weights, or is to run
+        on another device or batch size (:func:`sthisto.encoders.load`); ``None`` loads it by its name.
     max_distance
         Points further than this from every spot are left out, full-resolution pixels. ``None``: for lattices, just far
         enough that the map has no gaps between neighboring spots; given points are all kept.
+    library_key
+        Column of ``obs`` that names the sections of ``adata``, with ``reference``; without, the fit has its own.
+    interval
+        Also give bounds that contain a new measurement with this probability, such as 0.9.
+    match_spot_means
+        Correct the map, smoothly, so that its points inside the footprint of a spot average to what :func:`predict`
+        gives for that spot. Footprints are discs of ``scalefactors["spot_diameter_fullres"]``, else of 0.55 pitches;
+        those that contain no point, or only the spot's center as with ``grid=2``, need no correction.
     key
         Name of the fit.
-    interval
-        Also give bounds that hold a new measurement with this probability, such as 0.9.
-    conserve
-        Correct the map, smoothly, so that its points inside the footprint of a spot average to what :func:`predict`
-        says of that spot. Footprints are discs of ``scalefactors["spot_diameter_fullres"]``, else of 0.55 pitches;
-        those that hold no point, or only the spot's centre as with ``grid=2``, ask for nothing.
-    batch_size
-        Patches described at once.
-    device
-        Where a learnt encoder runs.
-    progress
-        Show progress bars.
-    rasters
-        With SpatialData, genes to draw as channels of a picture, ``"<shapes>_genes"``, pixels of a third of the pitch.
-    table_key, image_key
-        Names of the table and of the image where ``adata`` is a SpatialData that has several.
 
     Returns
     -------
@@ -91,24 +85,25 @@ def upsample(  # noqa: PLR0913  all with defaults
     ``layers["std"]`` the standard deviation of a new measurement, and with ``interval`` its bounds ``layers["low"]``
     and ``layers["high"]``; ``obsm["spatial"]`` full-resolution pixels; ``obs["array_row"]``,
     ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
-    ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot sits there;
-    ``obs["extrapolated"]``, whether the point is far from anything seen, in place or look (as in :func:`predict`);
+    ``obs["distance_um"]`` (NaN where the scale is unknown) and ``obs["measured"]``, whether a training spot is there;
+    ``obs["extrapolated"]``, whether the point is outside the training domain (as in :func:`predict`);
     ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
     ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
 
     For a SpatialData a new SpatialData: the table ``"dense"``; the shapes ``"<shapes>_dense"`` that it annotates, which
-    are the cells of the lattice and lie where the measured shapes do, with the same transformations; the image that was
-    used, and the pictures of ``rasters``.
+    are the cells of the lattice where the measured shapes are, with the same transformations; and the image that was
+    used. :func:`rasterize` adds images of genes.
 
     Raises
     ------
     KeyError
         Not fitted, no image to take features from, or an encoder that is not found by name.
     FileNotFoundError
-        The image file is not where it was.
+        The image file has moved.
     ValueError
-        No lattice to refine, no point in reach, points outside the image, features of another length, state that is
-        damaged, older, newer or of another object; ``interval`` that is no probability.
+        No lattice to refine, no point within ``max_distance``, points outside the image, features of another length or
+        for a model that reads none, state that is damaged, newer or of another object; ``interval`` that is no
+        probability.
 
     References
     ----------
@@ -118,106 +113,80 @@ def upsample(  # noqa: PLR0913  all with defaults
     --------
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic()
-    >>> sthisto.pp.extract_features(adata, progress=False)
-    >>> sthisto.tl.fit(adata, "ridge", progress=False)
-    >>> dense = sthisto.tl.upsample(adata, 2, progress=False)
+    >>> sthisto.pp.extract_features(adata)
+    >>> sthisto.tl.fit(adata, "ridge")
+    >>> dense = sthisto.tl.upsample(adata, 2)
     >>> dense.n_obs > 3 * adata.n_obs
     True
     """
     if interval is not None:
         check_level(interval)
-    found = _data.read_fit(adata, key)
-    fitted, trust = restore(found), UncertaintyModel.restore(found)
-    places = _data.fitted_places(adata, found)
-    if len(places) > 1 and not isinstance(grid, int | np.integer):
-        raise ValueError(f"points lie in one section, but adata holds {len(places)} ({', '.join(places)}): pass one.")
-    laid = {name: _lay(grid, place, max_distance) for name, place in places.items()}
-    looks: Iterable[NDArray[np.float32] | None] = [None] * len(laid)
-    if found.features_key and features is not None:
-        looks = _given(features, [len(points.xy) for points in laid.values()])
-    elif found.features_key:
-        looks = _looks(
-            adata, found, places, laid, image, encoder, batch_size=batch_size, device=device, progress=progress
-        )
-    means, looked = [], []
-    for (name, points), look in zip(laid.items(), looks, strict=True):
-        section = _points(adata, found, fitted, name, places[name], points, look, image)
-        means.append(np.maximum(fitted.predict(section), 0))
-        if match_spot_means:
-            means[-1] = _conserved(adata, found, fitted, name, places[name], points.xy, means[-1], image)
-        looked.append(trust.look(section))
-    mean, seen = np.concatenate(means), Covariates.join(looked)
-    obs = _data.points_obs(adata, found, places, laid).assign(extrapolated=trust.extrapolated(seen))
-    xy = np.concatenate([points.xy for points in laid.values()])
-    diameters = {name: points.pitch for name, points in laid.items()}
-    return _data.new_slide(adata, found.genes, mean, trust.layers(mean, seen, interval), obs, xy, diameters)
-
-
-def _points(  # noqa: PLR0917  private, called once
-    adata: "AnnData",
-    found: _data.Fit,
-    fitted: Model,
-    name: str,
-    place: _data.Place,
-    points: _data.Points,
-    look: NDArray[np.float32] | None,
-    image: Any,
-) -> Section:
-    """Points laid over one section as models see them."""
-    pixels = Pixels.again(adata, found, name, place, image, found.features_key or "X_histo")
-    if pixels and points.site is None:  # a lattice may reach over the picture's border
-        check_scale(pixels.picture, points.xy)
-    patches = pixels.around(points.xy, fitted) if pixels else None
-    return Section(name=place.known, xy=points.xy / place.pitch, features=look, patches=patches)
-
-
-def _conserved(  # noqa: PLR0917  private, called once
-    adata: "AnnData",
-    found: _data.Fit,
-    fitted: Model,
-    name: str,
-    place: _data.Place,
-    xy: NDArray[np.float64],
-    mean: NDArray[np.float32],
-    image: Any,
-) -> NDArray[np.float32]:
-    """Dense means (m, g) of one section, corrected by what the model says of its spots."""
-    spots = spots_of(adata, found, fitted, name, place, image)
-    believed = np.maximum(fitted.predict(spots), 0)
-    diameter = _data.spot_diameter(adata, name, place.pitch)
-    return conserved(mean, xy, believed, place.xy, pitch=place.pitch, diameter=diameter)
-
-
-def _lay(grid: "int | grids.Lattice | ArrayLike", place: _data.Place, max_distance: float | None) -> _data.Points:
-    """Points of the grid in reach of the section's spots."""
-    if isinstance(grid, int | np.integer):
-        own = grids.Lattice.fit(place.xy)
-        fine, reach = own.refine(int(grid)), 1.1 * own.reach  # a tenth for spots printed off their sites
-        spot_site = own.index(place.xy) * int(grid)
-    elif isinstance(grid, grids.Lattice):
-        fine, reach = grid, 0.75 * place.pitch
-        spot_site = fine.index(place.xy)
+    fit = _data.read_fit(adata if reference is None else reference, key)
+    model, uncertainty = restore(fit), UncertaintyModel.restore(fit)
+    if reference is None:
+        refuse_other_key(library_key, fit.library_key)
+        sections, library_key = _data.read_fitted_sections(adata, fit), fit.library_key
     else:
-        return _scattered(np.asarray(grid, dtype=np.float64), place, max_distance)
-    site = fine.cover(place.xy, reach if max_distance is None else max_distance)
-    if not len(site):
-        raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
-    return _data.Points(fine.points(site), fine.pitch, site, spot_site)
+        sections, library_key = _data.read_stained_sections(adata, library_key), library_key or ""
+    if features is not None and not fit.features_key:
+        raise ValueError(f"features=: model {fit.model!r} reads no image features.")
+    sections = read_inputs(adata, sections, fit, model, image=image)
+    points = _grids(grid, sections, max_distance)
+    described: dict[str, NDArray[np.float32] | None] = dict.fromkeys(points)
+    if features is not None:
+        described = dict(zip(points, _given(features, [len(each.xy) for each in points.values()]), strict=True))
+    elif fit.features_key:
+        extracted = _extracted(adata, fit.features_key, sections, points, image=image, encoder=encoder)
+    means, parts = [], []
+    for name, each in points.items():
+        if fit.features_key and features is None:
+            described[name] = next(extracted)
+        mean, covariates = _predicted(model, uncertainty, sections[name], each, described.pop(name))
+        if match_spot_means:
+            mean = _with_spot_means(adata, model, sections[name], each.xy, mean)
+        means.append(mean)
+        parts.append(covariates)
+    mean, covariates = np.concatenate(means), Covariates.join(parts)
+    measured = fit.spots if reference is None else fit.spots[:0]
+    obs = _data.points_obs(adata, sections, points, library_key=library_key, measured=measured)
+    return _data.new_object(
+        adata,
+        fit.genes,
+        {"": mean, **uncertainty.layers(mean, covariates, interval)},
+        obs.assign(extrapolated=uncertainty.extrapolated(covariates)),
+        np.concatenate([each.xy for each in points.values()]),
+        diameters={name: each.pitch for name, each in points.items()},
+    )
 
 
-def _scattered(xy: NDArray[np.float64], place: _data.Place, max_distance: float | None) -> _data.Points:
-    """Points as the user gave them."""
-    if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
-        raise ValueError(
-            f"grid of shape {xy.shape}: expected an integer, a sthisto.grids.Lattice, or finite points (m, 2) in "
-            "full-resolution pixels, x then y."
-        )
-    if max_distance is not None:
-        xy = xy[grids.within(xy, place.xy, max_distance)]
-        if not len(xy):
-            raise ValueError(f"no point of the grid lies within max_distance={max_distance} px of a spot.")
-    several = len(np.unique(xy, axis=0)) > 1
-    return _data.Points(xy, grids.spacing(xy) if several else place.pitch)
+def _grids(grid: Any, sections: Mapping[str, SectionData], max_distance: float | None) -> dict[str, GridPoints]:
+    """Points of every section; given ones belong to one section."""
+    if len(sections) > 1 and not isinstance(grid, int | float | np.number):
+        raise ValueError(f"the points of grid= belong to one section, but adata has {len(sections)}: pass one.")
+    return {name: make_grid(grid, each, max_distance) for name, each in sections.items() if each.in_tissue.any()}
+
+
+def _predicted(
+    model: Model,
+    uncertainty: UncertaintyModel,
+    section: SectionData,
+    points: GridPoints,
+    features: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.float32], Covariates]:
+    """Expression (m, g) at the points of one section, and how far these are from the training spots."""
+    if section.image is not None and points.index is None:  # a lattice may extend over the image's border
+        check_scale(section.image.image, points.xy)
+    there = model_section(section, model, xy=points.xy, features=features)
+    return np.maximum(model.predict(there), 0), uncertainty.look(there)
+
+
+def _with_spot_means(
+    adata: "AnnData", model: Model, section: SectionData, xy: NDArray[np.float64], mean: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Dense means (m, g) of one section, corrected by the predictions at its spots."""
+    spots = np.maximum(model.predict(model_section(section, model)), 0)
+    diameter = _data.spot_diameter(adata, section)
+    return matched(mean, xy, spots, section.xy, pitch=section.pitch, diameter=diameter)
 
 
 def _given(features: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
@@ -226,29 +195,22 @@ def _given(features: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.f
     return list(np.split(whole, np.cumsum(sizes)[:-1]))
 
 
-def _looks(  # noqa: PLR0917  private, called once
+def _extracted(
     adata: "AnnData",
-    found: _data.Fit,
-    places: Mapping[str, _data.Place],
-    laid: Mapping[str, _data.Points],
+    key: str,
+    sections: Mapping[str, SectionData],
+    points: Mapping[str, GridPoints],
+    *,
     image: Any,
     encoder: str | encoders.Encoder | None,
-    *,
-    batch_size: int,
-    device: str | None,
-    progress: bool,
 ) -> Iterator[NDArray[np.float32]]:
-    """Features of the laid points, section by section, made as those of the spots were."""
-    describe = None if encoder is None else encoders.load(encoder, device=device)
-    for name, points in laid.items():
-        made = _data.description(adata, found.features_key, name, alone=not found.library_key)
-        if describe is None:
-            describe = encoders.restore(made.encoder, device=device)
-        if image is None:
-            picture = _data.recorded_image(adata, name, made.image)
-        else:
-            picture, _ = _data.find_image(adata, name, image)
-        # A lattice may reach over the picture's border, the spots it was laid over may not.
-        check_scale(picture, points.xy if points.site is None else places[name].xy)
-        side, window = made.patch_um / made.mpp, None if made.window_um is None else made.window_um / made.mpp
-        yield encode(picture, points.xy, side, describe, window=window, batch_size=batch_size)
+    """Features of the points, section by section, extracted as those of the spots were."""
+    loaded = None if encoder is None else encoders.load(encoder)
+    for name, each in points.items():
+        section, metadata = sections[name], _data.need_metadata(sections[name], key)
+        loaded = encoders.restore(metadata.encoder) if loaded is None else loaded
+        opened = section.image or SectionImage.of_features(adata, section, image)
+        if each.index is None:  # a lattice may extend over the image's border, the spots it was fitted to may not
+            check_scale(opened.image, each.xy)
+        side, window = metadata.patch_um / metadata.mpp, metadata.window_um
+        yield encode(opened.image, each.xy, side, loaded, window=None if window is None else window / metadata.mpp)

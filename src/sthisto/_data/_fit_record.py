@@ -2,35 +2,85 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData, ImplicitModificationWarning
+from anndata import AnnData
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
-from sthisto._data._records import SCHEMA, UNS, Fit, listed
+from sthisto._data._store import GENE_TEST, UNS, records, write_record
+from sthisto._messages import listed
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A fitted model as ``uns`` keeps it.
+
+    Attributes
+    ----------
+    model, params, random_state
+        What was fitted.
+    genes
+        (g,) names.
+    sections
+        (s,) names of the sections it was fitted on.
+    library_key
+        "" where there is one section without a column of its own.
+    features_key, feature_settings
+        "" where the model reads none; how they were made, as JSON, "" for features from elsewhere.
+    layer
+        "" for ``X``.
+    pitch
+        (s,) pixels, the unit of length in each section.
+    spots, xy
+        (n,) names of the training spots and (n, 2) where they were, pixels.
+    image_paths, image_mpp
+        (s,) images that patches were cut from, and their scales; (0,) where the model reads no pixels.
+    arrays
+        State of the model and of its uncertainty.
+    history
+        Training curves.
+    """
+
+    model: str
+    params: dict[str, Any]
+    genes: NDArray[np.str_]
+    sections: NDArray[np.str_]
+    library_key: str
+    features_key: str
+    feature_settings: str
+    layer: str
+    random_state: int
+    pitch: NDArray[np.float64]
+    spots: NDArray[np.str_]
+    xy: NDArray[np.float64]
+    image_paths: NDArray[np.str_]
+    image_mpp: NDArray[np.float64]
+    arrays: dict[str, NDArray[np.generic]]
+    history: dict[str, NDArray[np.float64]]
 
 
 def write_fit(adata: AnnData, key: str, fit: Fit) -> None:
-    """Keep a fitted model in ``uns``."""
-    own = dict(adata.uns.get(UNS, {}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImplicitModificationWarning)
-        adata.uns[UNS] = {**own, "fit": {**own.get("fit", {}), key: pack(fit)}}
+    """Keep a fitted model in ``uns``; what was found out about the genes of an earlier fit of this name goes."""
+    for column in (f"{key}_{name}" for name in GENE_TEST):
+        if column in adata.var:
+            del adata.var[column]
+    write_record(adata, "fit", key, pack(fit))
 
 
 def read_fit(adata: AnnData, key: str) -> Fit:
     """Take a fitted model out of ``uns``; refuses one that is damaged or newer."""
-    fits = adata.uns.get(UNS, {}).get("fit", {})
+    fits = records(adata, "fit")
     if key not in fits:
         raise KeyError(
             f"no fitted model {key!r} in adata.uns['{UNS}']['fit'] (found: {listed(fits)}). "
@@ -146,14 +196,17 @@ def _typed(record: Mapping[str, Any]) -> Fit:
         model=str(record["model"]),
         params=json.loads(record["params"]),
         genes=_texts(record["genes"]),
-        libraries=_texts(record["libraries"]),
+        sections=_texts(record["sections"]),
         library_key=str(record["library_key"]),
         features_key=str(record["features_key"]),
+        feature_settings=str(record["feature_settings"]),
         layer=str(record["layer"]),
         random_state=int(record["random_state"]),
         pitch=np.asarray(record["pitch"], dtype=np.float64),
         spots=_texts(record["spots"]),
         xy=np.asarray(record["xy"], dtype=np.float64),
+        image_paths=_texts(record["image_paths"]),
+        image_mpp=np.asarray(record["image_mpp"], dtype=np.float64),
         arrays={},
         history={name: np.asarray(curve, dtype=np.float64) for name, curve in record["history"].items()},
     )

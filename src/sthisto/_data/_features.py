@@ -1,0 +1,245 @@
+"""Image features and how they were made: a record that concatenation, subsetting and files keep."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from sthisto._data._images import SectionImage, write_images
+from sthisto._data._section import SectionData
+from sthisto._data._store import features, records, write, write_record
+from sthisto._messages import listed, warn
+
+HEAVY = ("weights", "weights_sha256")  # of an encoder's record, kept in uns alone
+
+
+@dataclass(frozen=True)
+class FeatureMetadata:
+    """How the features of one section were made.
+
+    Attributes
+    ----------
+    encoder
+        As ``encoders.restore`` takes it: name, provenance, perhaps weights.
+    patch_um, window_um
+        Sides of the patch, and of the window over which tokens are averaged (None: a patch for each point).
+    mpp
+        Micrometers per full-resolution pixel.
+    image
+        Path as it was given, "uns:hires", or "" for an array.
+    """
+
+    encoder: Mapping[str, Any]
+    patch_um: float
+    mpp: float
+    image: str
+    window_um: float | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be equal for two sets of features to compare."""
+        provenance = {
+            key: value
+            for key, value in _plain(self.encoder.get("provenance", {})).items()
+            if key in ("sha256", "repo_id", "pooling", "precision")
+        }
+        return {
+            "encoder": str(self.encoder["encoder"]),
+            "patch_um": round(float(self.patch_um), 3),
+            "window_um": 0.0 if self.window_um is None else round(float(self.window_um), 3),
+            **provenance,
+        }
+
+    def text(self) -> str:
+        """As JSON, without weights."""
+        encoder = {key: value for key, value in _plain(self.encoder).items() if key not in HEAVY}
+        return json.dumps({**vars(self), "encoder": encoder}, sort_keys=True, default=_plain_value)
+
+
+def metadata_key(key: str) -> str:
+    """Key in ``obsm`` of the record of features."""
+    return f"{key}_metadata"
+
+
+def read_metadata(adata: AnnData, key: str, section: SectionData, *, alone: bool) -> FeatureMetadata | None:
+    """How a section's features were made; None for features from elsewhere.
+
+    ``alone``: there is one section only, which may have had another name then.
+
+    Raises
+    ------
+    ValueError
+        Spots of one section whose features were made in different ways.
+    """
+    stored = records(adata, "features").get(key, {})
+    weights = {part: stored[part] for part in HEAVY if part in stored}
+    table = adata.obsm.get(metadata_key(key))
+    if isinstance(table, pd.DataFrame) and "settings" in table:
+        texts = table["settings"].iloc[section.rows]
+        kinds = [str(text) for text in pd.unique(texts.dropna())]
+        if len(kinds) > 1:
+            raise ValueError(
+                f"the features of section {section.name!r} were made in {len(kinds)} different ways: several sections "
+                "in one? Pass library_key= with the obs column that names the section of each spot, or extract again."
+            )
+        if kinds and not texts.isna().any():
+            record = json.loads(kinds[0])
+            return FeatureMetadata(**{**record, "encoder": {**record["encoder"], **weights}})
+    return _from_uns(stored, section.name, alone=alone)
+
+
+def _from_uns(stored: Mapping[str, Any], name: str, *, alone: bool) -> FeatureMetadata | None:
+    names = [str(section) for section in stored.get("sections", ())]
+    if name not in names and not (alone and len(names) == 1):
+        return None
+    at = names.index(name) if name in names else 0
+    window = float(stored["window_um"]) if stored.get("dense", False) else None
+    return FeatureMetadata(
+        stored, float(stored["patch_um"]), float(stored["mpp"][at]), str(stored["image"][at]), window
+    )
+
+
+def with_features(adata: AnnData, sections: Mapping[str, SectionData], key: str) -> dict[str, SectionData]:
+    """Sections with their image features and how these were made; refuses features that do not compare.
+
+    Raises
+    ------
+    KeyError
+        No features of that name.
+    ValueError
+        Sections described by different encoders or settings; values that were changed after extraction.
+    """
+    with_metadata = add_metadata(adata, sections, key)
+    read = {name: replace(each, features=features(adata, key, each.rows)) for name, each in with_metadata.items()}
+    _refuse_changed(adata, key)
+    described = {name: each.metadata for name, each in read.items() if each.metadata is not None}
+    settings = {name: metadata.settings() for name, metadata in described.items()}
+    if described and len(described) < len(read):
+        _warn_lost(key, [name for name in read if name not in described])
+    first = next(iter(settings), "")
+    for name, own in settings.items():
+        differs = differences(settings[first], own)
+        if differs:
+            raise ValueError(
+                f"obsm[{key!r}] of sections {first!r} and {name!r} were made differently ({differs}). Extract the "
+                "features of all sections with one encoder and one patch size."
+            )
+    return read
+
+
+def add_metadata(adata: AnnData, sections: Mapping[str, SectionData], key: str) -> dict[str, SectionData]:
+    """Sections with how their features were made, where that is recorded."""
+    alone = len(sections) == 1
+    return {
+        name: replace(each, metadata=read_metadata(adata, key, each, alone=alone)) for name, each in sections.items()
+    }
+
+
+def need_metadata(section: SectionData, key: str) -> FeatureMetadata:
+    """How a section's features were made, to make more of the same kind."""
+    if section.metadata is None:
+        raise KeyError(
+            f"adata.obsm[{key!r}] of section {section.name!r} has no record of sthisto.pp.extract_features (features "
+            "from elsewhere, or a concatenation that dropped it: pass uns_merge='unique'), so the features of new "
+            "points cannot be made in the same way: pass features= (m, d), or extract the features again."
+        )
+    return section.metadata
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Settings that differ, with both values; "" where they agree."""
+    keys = [key for key in one if key in other and one[key] != other[key]]
+    return ", ".join(f"{key} {one[key]!r} and {other[key]!r}" for key in keys)
+
+
+def compare_settings(fitted: str, section: SectionData) -> None:
+    """Refuse features of another encoder than those of the fit; warn of another patch size.
+
+    ``fitted`` is the JSON of the settings that the fit recorded, "" where it recorded none.
+    """
+    if not fitted or section.metadata is None:
+        return
+    ours, theirs = section.metadata.settings(), json.loads(fitted)
+    differs = differences(theirs, ours)
+    if differs:
+        raise ValueError(
+            f"the features of section {section.name!r} were not made as those of the fit were (fit, section: "
+            f"{differs}). Describe both with the same encoder and patch size: "
+            f"sthisto.pp.extract_features(adata, {theirs['encoder']!r}, patch_um={theirs['patch_um']:g})."
+        )
+
+
+def write_features(
+    adata: AnnData,
+    key: str,
+    values: NDArray[np.float32],
+    record: Mapping[str, Any],
+    sections: Sequence[SectionData],
+) -> None:
+    """Put features into ``obsm``, how they were made into ``obsm`` and ``uns``, and small images where none are."""
+    images = {each.name: _image_of(each).small(adata, each) for each in sections}
+    settings = np.empty(adata.n_obs, dtype=object)
+    for each in sections:
+        settings[each.rows] = need_metadata(each, key).text()
+    table = pd.DataFrame(
+        {"settings": pd.Categorical(settings), "checksum": row_checksums(values)}, index=adata.obs_names
+    )
+    write(adata, obsm={key: values, metadata_key(key): table})
+    write_images(adata, images)
+    per_section = {
+        "sections": np.array([each.name for each in sections], dtype=str),
+        "mpp": np.array([_image_of(each).mpp for each in sections]),
+        "image": np.array([_image_of(each).path for each in sections], dtype=str),
+    }
+    write_record(adata, "features", key, {**record, **per_section})
+
+
+def _image_of(section: SectionData) -> SectionImage:
+    if section.image is None:
+        raise ValueError(f"the image of section {section.name!r} was not opened.")
+    return section.image
+
+
+def row_checksums(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Checksum (n,) of each row's float32 bytes."""
+    rows = np.ascontiguousarray(values, dtype=np.float32)
+    return np.array([zlib.crc32(row.tobytes()) for row in rows], dtype=np.int64)
+
+
+def _refuse_changed(adata: AnnData, key: str) -> None:
+    table = adata.obsm.get(metadata_key(key))
+    if not isinstance(table, pd.DataFrame) or "checksum" not in table:
+        return
+    recorded = table["checksum"].to_numpy()
+    stored = adata.obsm[key]
+    now = row_checksums(np.asarray(stored.todense() if hasattr(stored, "todense") else stored))
+    changed = int((now != recorded).sum())
+    if changed:
+        raise ValueError(
+            f"obsm[{key!r}] was changed in {changed} of {len(now)} rows after sthisto.pp.extract_features, so new "
+            "points could not be described in the same way. Extract the features again (a fit scales them itself), or "
+            f"keep changed ones under a name of their own: adata.obsm['X_mine'] = adata.obsm[{key!r}]."
+        )
+
+
+def _warn_lost(key: str, names: Sequence[str]) -> None:
+    warn(
+        f"the record of obsm[{key!r}] is missing for section {listed(names)}, as after a concatenation that dropped "
+        "it: whether its features compare with the others is unknown."
+    )
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): _plain(value) if isinstance(value, Mapping) else value for key, value in record.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    """Turn numpy's arrays and numbers into what JSON has."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be recorded")

@@ -1,0 +1,229 @@
+"""Stained images of sections, opened once a call, and the scale that they are taken at."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from sthisto._data._scale import factor_of, factors_of, resolve_scale
+from sthisto._data._section import SectionData, spatial_entries
+from sthisto._data._store import COORDINATES
+from sthisto._messages import listed, warn
+from sthisto.images import Image, check_scale, open_image, sample_patches
+
+if TYPE_CHECKING:
+    from sthisto._data._fit_record import Fit
+
+IMAGES = ("fullres", "hires", "lowres")  # names in uns["spatial"], the sharpest first
+ELEMENT = "sdata:"  # prefix of the path of an image that is an element of a SpatialData
+VISIUM_SPOT = 0.55  # diameter of a spot in pitches: 55 um spots every 100 um, the commonest array
+logger = logging.getLogger("sthisto")
+
+
+@dataclass(frozen=True)
+class SectionImage:
+    """The stained image of one section.
+
+    Attributes
+    ----------
+    image
+        The pixels, with their scale to full resolution.
+    mpp
+        Micrometers per full-resolution pixel.
+    path
+        As it was given, "uns:hires", or "" for an array.
+    """
+
+    image: Image
+    mpp: float
+    path: str
+
+    @classmethod
+    def open(
+        cls,
+        adata: AnnData,
+        section: SectionData,
+        image: Any = None,
+        *,
+        mpp: float | None = None,
+        pitch_um: float | None = None,
+    ) -> "SectionImage":
+        """Open the image that was given, else the sharpest in ``uns["spatial"]``, and check it against the spots."""
+        opened, path = _find(adata, section.name, image)
+        check_scale(opened, section.xy)
+        return cls(opened, resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um), path)
+
+    @classmethod
+    def of_features(cls, adata: AnnData, section: SectionData, image: Any = None) -> "SectionImage":
+        """Open the image that the section's features were taken from, or the one given, at the features' scale."""
+        metadata = section.metadata
+        if metadata is None:
+            return cls.open(adata, section, image)
+        return cls.reopen(adata, section, metadata.image, metadata.mpp, image)
+
+    @classmethod
+    def of_fit(cls, adata: AnnData, section: SectionData, fit: "Fit", image: Any = None) -> "SectionImage":
+        """Open the image that the section was fitted on, or that of one that was not fitted."""
+        if section.model_key not in fit.sections:
+            return cls.of_features(adata, section, image)
+        at = list(fit.sections).index(section.model_key)
+        return cls.reopen(adata, section, str(fit.image_paths[at]), float(fit.image_mpp[at]), image)
+
+    @classmethod
+    def reopen(cls, adata: AnnData, section: SectionData, path: str, mpp: float, image: Any = None) -> "SectionImage":
+        """Open an image of known path and scale again, or another one in its place."""
+        if image is None:
+            opened = _recorded(adata, section.name, path)
+        else:
+            opened, path = _find(adata, section.name, image)
+        check_scale(opened, section.xy)
+        return cls(opened, mpp, path)
+
+    def patches(self, xy: NDArray[np.float64], model: Any) -> Callable[[NDArray[np.intp]], NDArray[np.uint8]]:
+        """Patches of the model's size around rows of xy (m, 2)."""
+        return lambda rows: sample_patches(self.image, xy[rows], model.patch_um / self.mpp, model.input_size)
+
+    def small(self, adata: AnnData, section: SectionData) -> dict[str, dict[str, Any]]:
+        """Give what ``uns["spatial"]`` lacks for scanpy and squidpy to draw the section: nothing where it has hires."""
+        stored, factors = _stored_images(adata, section.name), factors_of(adata, section.name)
+        if "hires" in stored or self.image.source.startswith(ELEMENT):  # an element is drawn from where it is
+            return {}
+        pixels, factor = self.image.thumbnail()
+        added = {"tissue_hires_scalef": factor}
+        if factor_of(factors, "spot_diameter_fullres") is None and np.isfinite(section.pitch):
+            added["spot_diameter_fullres"] = VISIUM_SPOT * section.pitch
+        return {"images": {"hires": pixels}, "scalefactors": added}
+
+
+def spot_diameter(adata: AnnData, section: SectionData) -> float:
+    """Diameter of the spots in pixels by the scale factors, else that of Visium's: 55 um of 100."""
+    return factor_of(factors_of(adata, section.name), "spot_diameter_fullres") or VISIUM_SPOT * section.pitch
+
+
+def stored_image(adata: AnnData, name: str) -> tuple[Image, str] | None:
+    """The sharpest image of a section in ``uns["spatial"]`` and its key; None where there is none."""
+    stored = _stored_images(adata, name)
+    key = _sharpest(stored, name) if stored else None
+    return None if key is None else (_stored(adata, name, key), key)
+
+
+def write_images(adata: AnnData, images: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put small images with their scale factors into ``uns["spatial"]``, next to what is there."""
+    spatial = dict(adata.uns.get(COORDINATES, {}))
+    for name, parts in images.items():
+        if "/" in name and parts:
+            warn(
+                f"section {name!r}: a name with '/' would nest in files, so uns['spatial'] gets no image of it. "
+                "Rename the section if it is to be drawn with its image."
+            )
+            continue
+        stored = spatial.get(name, {})
+        spatial[name] = {**stored, **{part: {**stored.get(part, {}), **new} for part, new in parts.items()}}
+    if spatial:
+        adata.uns[COORDINATES] = spatial
+
+
+def _find(adata: AnnData, name: str, image: Any) -> tuple[Image, str]:
+    """Open a section's image, and give the path to find it again."""
+    if isinstance(image, Mapping):
+        by_name = {str(section): each for section, each in image.items()}
+        if name not in by_name:
+            raise KeyError(f"image= has no entry for section {name!r} (found: {listed(by_name)}).")
+        image = by_name[name]
+    image = _source_path(adata, name) if image is None else image
+    stored = _stored_images(adata, name)
+    if image is None:
+        key = _sharpest(stored, name)
+        if key is None:
+            raise KeyError(
+                f"no image of section {name!r} in adata.uns['spatial'] (sections: {listed(spatial_entries(adata))}; "
+                f"images of this one: {listed(stored)}). Pass image= with the H&E image that obsm['spatial'] refers to."
+            )
+        return _stored(adata, name, key), f"uns:{key}"
+    if isinstance(image, str) and (image in stored or image in IMAGES):
+        return _stored(adata, name, image), f"uns:{image}"
+    opened = open_image(image)
+    refuse_blank(opened, f"the image of section {name!r}")
+    named = isinstance(image, str | Path) or opened.source.startswith(ELEMENT)
+    return opened, opened.source if named else ""
+
+
+def _recorded(adata: AnnData, name: str, path: str) -> Image:
+    """Open the image of a record."""
+    if not path:
+        raise KeyError(
+            f"the features of section {name!r} were taken from an array, which is not kept: pass it again as "
+            "image=, or pass features= for the points."
+        )
+    if path.startswith(ELEMENT):
+        raise KeyError(
+            f"the features of section {name!r} were taken from the image {path.removeprefix(ELEMENT)!r} of a "
+            "SpatialData: pass that and not its table, or the image as image=."
+        )
+    gone = f"the features of section {name!r} were taken from {path!r}, which is not there: pass it as image=."
+    try:
+        return _find(adata, name, path.removeprefix("uns:"))[0]
+    except KeyError as error:
+        raise KeyError(f"{gone} {error.args[0]}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{gone} {error} Relative paths count from {Path.cwd()}.") from error
+
+
+def _stored_images(adata: AnnData, name: str) -> dict[str, Any]:
+    """Images of a section in ``uns``, without empty ones."""
+    images = spatial_entries(adata).get(name, {}).get("images")
+    images = images if isinstance(images, Mapping) else {}
+    return {str(key): each for key, each in images.items() if each is not None and np.size(each)}
+
+
+def _stored(adata: AnnData, name: str, key: str) -> Image:
+    """Open an image of ``uns`` at its scale."""
+    stored = _stored_images(adata, name)
+    if key not in stored:
+        raise KeyError(f"no image {key!r} in uns['spatial'][{name!r}]['images'] (found: {listed(stored)}).")
+    factor = factor_of(factors_of(adata, name), f"tissue_{key}_scalef", section=name)
+    if factor is None and key == "fullres":
+        factor = 1.0
+    if factor is None:
+        raise KeyError(
+            f"uns['spatial'][{name!r}] holds the image {key!r} but no scalefactors['tissue_{key}_scalef'], so its "
+            "scale to the spots is unknown. Add it, or pass image= with the full-resolution image."
+        )
+    return open_image(np.asarray(stored[key]), scale=factor)
+
+
+def _sharpest(stored: Mapping[str, Any], name: str) -> str | None:
+    """Name the sharpest image that shows anything: the usual names first, then the largest of others."""
+    others = sorted((key for key in stored if key not in IMAGES), key=lambda key: -np.size(stored[key]))
+    for key in (*(key for key in IMAGES if key in stored), *others):
+        if not is_blank(open_image(np.asarray(stored[key]))):
+            return key
+        warn(f"the {key!r} image of section {name!r} is blank and was passed over.")
+    return None
+
+
+def is_blank(image: Image) -> bool:
+    """Whether an image is the same color throughout."""
+    small, _ = image.thumbnail(500)
+    return not np.ptp(small, axis=(0, 1)).any()  # channel by channel: opaque black has two values
+
+
+def refuse_blank(image: Image, what: str) -> None:
+    """Refuse an image that shows nothing."""
+    if is_blank(image):
+        raise ValueError(f"{what} is blank: the same color throughout. Is it the stained image of this section?")
+
+
+def _source_path(adata: AnnData, name: str) -> str | None:
+    """Path of the full-resolution file that a reader noted, as ``squidpy.read.visium`` does, where it exists."""
+    metadata = spatial_entries(adata).get(name, {}).get("metadata", {})
+    path = metadata.get("source_image_path") if isinstance(metadata, Mapping) else None
+    if path and not Path(path).exists():
+        logger.info("section %r: its full-resolution image %s does not exist; taking a smaller one", name, path)
+        return None
+    return str(path) if path else None
