@@ -200,7 +200,7 @@ def test_tokens_of_another_shape_are_refused(shape):
 
 
 def test_dense_features_of_spots(section):
-    pp.extract_features(section, Blocks(), dense=True, window_um=40.0, progress=False, key_added="X_dense")
+    pp.extract_features(section, Blocks(), dense=True, window_um=40.0, key_added="X_dense")
     record = section.uns["sthisto"]["features"]["X_dense"]
     assert (record["dense"], record["window_um"], record["patch_um"]) == (True, 40.0, 64.0)
     picture = images.open_image(section.uns["spatial"]["synthetic_0"]["images"]["hires"])
@@ -211,34 +211,34 @@ def test_dense_features_of_spots(section):
 
 def test_the_window_is_half_the_patch_where_nothing_is_said(section):
     for options in ({}, {"window_um": 24.0}):
-        pp.extract_features(section, Blocks(), dense=True, patch_um=48.0, progress=False, **options)
+        pp.extract_features(section, Blocks(), dense=True, patch_um=48.0, **options)
         assert section.uns["sthisto"]["features"]["X_histo"]["window_um"] == 24.0
-    pp.extract_features(section, Blocks(), progress=False)
+    pp.extract_features(section, Blocks())
     assert "window_um" not in section.uns["sthisto"]["features"]["X_histo"]
 
 
 def test_upsample_reads_the_same_tokens(section, tmp_path):
     """A point at a spot has the spot's features, hence its prediction, after a trip through a file too."""
-    pp.extract_features(section, Blocks(0.5), dense=True, progress=False)
-    tl.fit(section, "ridge", progress=False)
+    pp.extract_features(section, Blocks(0.5), dense=True)
+    tl.fit(section, "ridge")
     tl.predict(section)
     section.write_h5ad(tmp_path / "section.h5ad")
     for fitted in (section, anndata.read_h5ad(tmp_path / "section.h5ad")):
         encoder = Blocks(0.5)
-        dense = tl.upsample(fitted, section.obsm["spatial"], encoder=encoder, progress=False)
+        dense = tl.upsample(fitted, section.obsm["spatial"], encoder=encoder)
         modelled = section.layers["sthisto"][:, section.var["sthisto_modelled"]]
         assert_allclose(dense.X, modelled, rtol=1e-4, atol=1e-5)
-    fine = tl.upsample(section, 8, encoder=encoder, progress=False)
+    fine = tl.upsample(section, 8, encoder=encoder)
     assert encoder.passes < fine.n_obs
 
 
 def test_what_dense_refuses(section, encoder, refuses):
     with refuses(section, ValueError, "dense=True needs an encoder with tokens .*'colors' has none. Set"):
-        pp.extract_features(section, encoder, dense=True, progress=False)
+        pp.extract_features(section, encoder, dense=True)
     with refuses(section, ValueError, "'handcrafted' has none"):
-        pp.extract_features(section, dense=True, progress=False)
+        pp.extract_features(section, dense=True)
     for window in (0.0, -1.0, np.nan, np.inf):
         with refuses(section, ValueError, "window_um=.*: the side of the window in um is positive"):
-            pp.extract_features(section, Blocks(), dense=True, window_um=window, progress=False)
+            pp.extract_features(section, Blocks(), dense=True, window_um=window)
     with refuses(section, ValueError, "window_um=9 is for dense=True"):
-        pp.extract_features(section, Blocks(), window_um=9.0, progress=False)
+        pp.extract_features(section, Blocks(), window_um=9.0)

@@ -520,22 +520,18 @@ def through(adata, how, path):
 @pytest.mark.parametrize("how", ["h5ad", "zarr"])
 def test_an_object_with_weights_reproduces_its_features_alone(how, file, tiny, tmp_path, monkeypatch):
     adata = sthisto.datasets.synthetic(60, n_genes=12, random_state=1)
-    sthisto.pp.extract_features(
-        adata, encoders.load("tiny", weights=file, pooling="both"), keep_weights=True, progress=False
-    )
-    sthisto.tl.fit(adata, "ridge", progress=False)
-    expected = sthisto.tl.upsample(
-        adata, 2, encoder=encoders.load("tiny", weights=file, pooling="both"), progress=False
-    )
+    sthisto.pp.extract_features(adata, encoders.load("tiny", weights=file, pooling="both"), keep_weights=True)
+    sthisto.tl.fit(adata, "ridge")
+    expected = sthisto.tl.upsample(adata, 2, encoder=encoders.load("tiny", weights=file, pooling="both"))
     back = through(adata, how, tmp_path)
     monkeypatch.delitem(ENCODERS, "tiny")  # neither the registry
     monkeypatch.setattr("sthisto.encoders._sources.from_hub", raising(AssertionError("network")))
     monkeypatch.setattr("sthisto.encoders._sources.from_disk", raising(AssertionError("disk")))
-    dense = sthisto.tl.upsample(back, 2, progress=False)
+    dense = sthisto.tl.upsample(back, 2)
     np.testing.assert_array_equal(dense.X, expected.X)
     assert "weights" not in dense.uns["sthisto"]["features"]["X_histo"]
     made = back.uns["sthisto"]["features"]["X_histo"]
-    sthisto.pp.extract_features(back, encoders.restore(made), key_added="again", progress=False)
+    sthisto.pp.extract_features(back, encoders.restore(made), key_added="again")
     np.testing.assert_array_equal(back.obsm["again"], adata.obsm["X_histo"])
     assert back.uns["sthisto"]["features"]["again"]["provenance"]["sha256"] == sha256(file.read_bytes()).hexdigest()
 
@@ -605,18 +601,18 @@ def test_keeping_is_refused_before_the_work(section, refuses):
             raise AssertionError("no patch should be described")
 
     with refuses(section, ValueError, "keep_weights=True: encoder 'own' exports no weights"):
-        sthisto.pp.extract_features(section, Own(), keep_weights=True, progress=False)
+        sthisto.pp.extract_features(section, Own(), keep_weights=True)
 
 
 def test_the_handcrafted_encoder_needs_no_weights_to_come_back(section):
-    sthisto.pp.extract_features(section, keep_weights=True, progress=False)
+    sthisto.pp.extract_features(section, keep_weights=True)
     made = section.uns["sthisto"]["features"]["X_histo"]
     assert "provenance" not in made
     assert encoders.restore(made).name == "handcrafted"
 
 
 def test_dense_features_of_a_network(file, tiny, section):
-    sthisto.pp.extract_features(section, encoders.load("tiny", weights=file), dense=True, progress=False)
+    sthisto.pp.extract_features(section, encoders.load("tiny", weights=file), dense=True)
     assert section.obsm["X_histo"].shape == (section.n_obs, 64)
     assert section.uns["sthisto"]["features"]["X_histo"]["provenance"]["stride"] == 16
 

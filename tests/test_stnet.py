@@ -209,7 +209,7 @@ def picture(adata):
 
 
 def fit(adata, **options):
-    tl.fit(adata, "stnet", params={**SMALL, "epochs": 2, "patch_um": 80.0}, device="cpu", progress=False, **options)
+    tl.fit(adata, "stnet", params={**SMALL, "epochs": 2, "patch_um": 80.0}, device="cpu", **options)
     return adata
 
 
@@ -239,7 +239,7 @@ def test_a_picture_may_be_given_in_any_form(stained, tmp_path, encoder, form):
     array = picture(stained)
     forms = {"array": array, "path": str(path), "mapping": {library: str(path)}, "name": "hires", "features": None}
     if form == "features":  # the picture that they were taken from
-        pp.extract_features(stained, encoder, image=str(path), mpp=2.0, progress=False)
+        pp.extract_features(stained, encoder, image=str(path), mpp=2.0)
     if form != "name":
         stained.uns["spatial"][library]["images"]["hires"] = np.zeros_like(array)  # of no use any more
     found = predicted(fit(stained, image=forms[form]), image=array if form == "array" else None)
@@ -250,8 +250,8 @@ def test_a_picture_may_be_given_in_any_form(stained, tmp_path, encoder, form):
 def test_the_map_runs_through_the_predictions_at_the_spots(stained):
     at_spots = predicted(fit(stained))
     assert at_spots.std(axis=0).max() > 0
-    assert_array_equal(tl.upsample(stained, stained.obsm["spatial"], progress=False).X, at_spots)
-    assert tl.upsample(stained, 2, progress=False).n_obs > 100
+    assert_array_equal(tl.upsample(stained, stained.obsm["spatial"]).X, at_spots)
+    assert tl.upsample(stained, 2).n_obs > 100
 
 
 @pytest.mark.usefixtures("tiny")
@@ -261,8 +261,8 @@ def test_an_array_has_to_be_passed_again(stained, refuses):
     with refuses(stained, KeyError, "was an array, which is not kept: pass it again as image="):
         tl.predict(stained)
     with refuses(stained, KeyError, "was an array, which is not kept: pass it again as image="):
-        tl.upsample(stained, 2, progress=False)
-    assert tl.upsample(stained, stained.obsm["spatial"], image=array, progress=False).n_obs == 40
+        tl.upsample(stained, 2)
+    assert tl.upsample(stained, stained.obsm["spatial"], image=array).n_obs == 40
 
 
 @pytest.mark.usefixtures("tiny")
@@ -276,7 +276,7 @@ def test_no_picture(stained, refuses):
 def test_points_outside_the_picture(stained, refuses):
     fit(stained)
     with refuses(stained, ValueError, "1 of 1 points are outside the image"):
-        tl.upsample(stained, [[9000.0, 9000.0]], progress=False)
+        tl.upsample(stained, [[9000.0, 9000.0]])
     stained.obsm["spatial"] = stained.obsm["spatial"] + 2000
     with refuses(stained, ValueError, "points are outside the image"):
         fit(stained)

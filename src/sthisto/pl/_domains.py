@@ -138,7 +138,7 @@ def _point_labels(
     rows = {name: matching_rows(dense, name, library_key) for name in sections}
     patches = {name: spot_patches(dense, rows[name], name, fill=True) for name in sections}
     nearest = {
-        name: grids.nearest(_data.positions(adata, spots), patches[name].xy)[1][:, 0]
+        name: grids.nearest(_data.coordinates(adata, spots), patches[name].xy)[1][:, 0]
         for name, spots in sections.items()
     }
     panels = []

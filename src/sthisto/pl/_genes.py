@@ -212,7 +212,7 @@ def uncertainty(
     >>> matplotlib.use("Agg")
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic(60, n_genes=20)
-    >>> sthisto.tl.fit(adata, "idw", progress=False)
+    >>> sthisto.tl.fit(adata, "idw")
     >>> sthisto.tl.predict(adata)
     >>> [ax] = sthisto.pl.uncertainty(adata, "region_00", show=False)
     >>> ax.get_xlabel()

@@ -69,7 +69,7 @@ def evaluation(
     >>> matplotlib.use("Agg")
     >>> import sthisto
     >>> adata = sthisto.datasets.synthetic(60, n_genes=20)
-    >>> table = sthisto.tl.evaluate(adata, "idw", counts_layer="counts", n_repeats=2, progress=False)
+    >>> table = sthisto.tl.evaluate(adata, "idw", counts_layer="counts", n_repeats=2)
     >>> [ax.get_title() for ax in sthisto.pl.evaluation(table, show=False)]
     ['random spots held out', 'blocks of spots held out']
     """

@@ -80,7 +80,7 @@ def spot_patches(adata: AnnData, rows: Rows, section: str, *, fill: bool = False
     Bins of Visium HD and points from ``upsample`` are as wide as their pitch. Discs of a few pixels blend with the
     image, so that their colors cannot be compared with a dense map's: the spots of large arrays become cells, too.
     """
-    xy = _data.positions(adata, rows)
+    xy = _data.coordinates(adata, rows)
     diameter = as_number(section_entry(adata, section, "scalefactors").get("spot_diameter_fullres"))
     if diameter is not None and len(xy) < 2:
         return SpotPatches(xy, diameter)
@@ -120,7 +120,7 @@ def drawn_sections(adata: AnnData, library_key: str | None) -> dict[str, Rows]:
     """Name and rows of the sections."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"expected an AnnData to draw, not {type(adata).__name__}.")
-    return _data.sections(adata, library_key)
+    return _data.section_rows(adata, library_key)
 
 
 def matching_rows(dense: AnnData, section: str, library_key: str | None) -> Rows:
