@@ -12,7 +12,7 @@ import sthisto
 
 ROOT = Path(sthisto.__file__).parent
 FLOORS = (
-    {"grids", "images", "metrics", "uncertainty"},
+    {"_messages", "grids", "images", "metrics", "uncertainty"},
     {"_training"},
     {"encoders"},
     {"models", "domains", "_data"},
