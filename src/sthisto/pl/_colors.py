@@ -86,16 +86,9 @@ def _mix(color: str, other: str, share: float) -> str:
 
 
 def label_colors(categories: Sequence[str], given: Any, stored: Any) -> list[str]:
-    """Colors of categories: those given, else those stored in ``uns`` as scanpy stores them, else the palette.
+    """Colors of categories: ``palette=``, else those that scanpy stored in ``uns``, else ours.
 
-    Parameters
-    ----------
-    categories
-        Names, in order.
-    given
-        ``palette=``: colors in the order of the categories, or by their names.
-    stored
-        ``uns[f"{key}_colors"]``, or ``None``. Too few of them or invalid ones are ignored, as in scanpy.
+    As in scanpy, too few stored colors or invalid ones are ignored.
     """
     from matplotlib.colors import is_color_like, to_hex
 
@@ -117,19 +110,8 @@ def matched_colors(
 ) -> list[str]:
     """Colors of ``n`` labels: each takes that of the reference label that it overlaps, each color used once.
 
-    Cluster numbers are arbitrary. Labels are paired so that the total number of shared spots is the highest (Kuhn
-    1955, the Hungarian method).
-
-    Parameters
-    ----------
-    codes
-        (spots,) label of every spot, -1 without one.
-    n
-        Number of labels.
-    reference
-        (spots,) label of the same spots in the panel whose colors are taken.
-    colors
-        Of the reference labels.
+    ``codes`` and ``reference`` are the labels (spots,) of the same spots, -1 without one. Labels are paired so that the
+    total number of shared spots is the highest (Kuhn 1955, the Hungarian method).
     """
     both = (codes >= 0) & (reference >= 0)
     shared = np.zeros((n, len(colors)), dtype=np.int64)

@@ -54,18 +54,8 @@ def draw_genes(
 ) -> PanelGrid:
     """Draw a block of maps for every gene and section.
 
-    Parameters
-    ----------
-    adata
-        Holds the images.
-    titles
-        Of every gene: its title, what is known of its predictability, and whether that is a warning.
-    maps
-        Of every section, in the order of the panels.
-    image, ax
-        As in :func:`panel_grid`.
-    style
-        ``vmin``, ``vmax``, ``cmap`` and ``norm`` of the first panel's unit, and properties of all patches.
+    ``titles`` are of every gene: its title, a note on its predictability, and whether that is a warning. ``style`` holds
+    ``vmin``, ``vmax``, ``cmap`` and ``norm`` of the first panel's unit, and properties of all patches.
     """
     every = [drawn for section in maps.values() for drawn in section]
     units = list(dict.fromkeys(drawn.unit for drawn in every))

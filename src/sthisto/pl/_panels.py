@@ -54,26 +54,8 @@ def panel_grid(
 ) -> PanelGrid:
     """Make the axes of a block of panels for every section, with image and scale bar.
 
-    Parameters
-    ----------
-    adata
-        Holds the images.
-    frames
-        (2, 2) limits of x and y of every section, by its name.
-    n_panels
-        Panels of a block.
-    repeats
-        Blocks of every section: one for every gene.
-    image
-        Draw the section's image, where there is one, under every panel, or ``"panel"`` in one of its own.
-    image_alpha
-        Opacity of an image under panels.
-    n_colorbars
-        Of a block.
-    text_inches
-        Height of the text above and below a panel.
-    ax
-        What the user passed: none, or as many as there are panels.
+    ``frames`` are the (2, 2) limits of x and y of every section, by its name, and ``repeats`` the blocks of each: one for
+    every gene. ``text_inches`` is the height of the text above and below a panel.
     """
     images = {name: section_image(adata, name) for name in frames} if image else {}
     own_panel = image == "panel" and any(images.values())
