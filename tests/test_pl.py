@@ -186,7 +186,8 @@ def test_the_image_is_under_the_spots_in_full_resolution_pixels(adata):
     entry = small.uns["spatial"]["synthetic_0"]
     entry["images"] = {"hires": np.zeros((8, 8, 3), np.uint8), "lowres": picture[::4, ::4]}  # as a broken file has it
     entry["scalefactors"]["tissue_lowres_scalef"] = 0.25
-    [ax] = pl.genes(small, "fine_01", show=False)
+    with pytest.warns(UserWarning, match="the 'hires' image of section 'synthetic_0' is blank"):
+        [ax] = pl.genes(small, "fine_01", show=False)
     assert_allclose(ax.images[0].get_extent(), [0, width, height, 0], atol=4)
     assert_array_equal(ax.images[0].get_array(), picture[::4, ::4])
     large = adata.copy()
@@ -226,7 +227,7 @@ def test_the_scale_bar_has_the_length_of_its_label(adata, dense):
     del measured.uns["spatial"]["synthetic_0"]["scalefactors"]["microns_per_pixel"]
     assert bar(measured, "fine_01")[1] is None
     measured.uns["sthisto"] = {
-        "features": {"X": {"libraries": np.array(["b", "synthetic_0"]), "mpp": np.array([1.0, 20.0])}}
+        "features": {"X": {"sections": np.array(["b", "synthetic_0"]), "mpp": np.array([1.0, 20.0])}}
     }
     _, found = bar(measured, "fine_01")
     [line] = found.size_bar.get_children()
@@ -286,11 +287,11 @@ def test_the_objects_are_left_alone(adata, dense):
 def test_what_cannot_be_drawn_is_refused(adata, dense):
     with pytest.raises(ValueError, match="no gene to draw"):
         pl.genes(adata, [])
-    with pytest.raises(TypeError, match=r"genes= is an AnnData: .* pass dense points as dense="):
+    with pytest.raises(TypeError, match=r"genes= is a AnnData: .* pass dense points as dense="):
         pl.genes(adata, dense)
     with pytest.raises(TypeError, match="unexpected keyword argument 'ncols'"):
         pl.genes(adata, "fine_01", ncols=2)
-    with pytest.raises(KeyError, match=r"\['region_0'\] are not in adata.*such as .*'region_00'"):
+    with pytest.raises(KeyError, match=r"\['region_0'\] are not in adata.*did you mean .*'region_00'"):
         pl.genes(adata, ["region_0", "fine_01"])
     with pytest.raises(KeyError, match=r"\['fine_01'\] are not in dense"):
         pl.genes(adata, "fine_01", dense=dense[:, ["region_00"]].copy())
@@ -544,11 +545,9 @@ def test_images_of_every_kind_that_features_are_extracted_from(adata, kind):
         {"images": None, "scalefactors": None},
         {"images": {"hires": None}, "scalefactors": {"tissue_hires_scalef": 1.0}},
         {"images": {"hires": np.zeros((0, 0, 3))}, "scalefactors": {"tissue_hires_scalef": 1.0}},
-        {"images": {"hires": np.eye(3)}, "scalefactors": {"tissue_hires_scalef": None, "spot_diameter_fullres": "n/a"}},
-        {"images": {"hires": np.eye(3)}, "scalefactors": {"tissue_hires_scalef": np.array([])}},
     ],
 )
-def test_entries_without_a_usable_image_are_drawn_without_one(adata, entry):
+def test_entries_without_an_image_are_drawn_without_one(adata, entry):
     other = adata.copy()
     other.uns["spatial"] = {"synthetic_0": entry}
     [ax] = pl.genes(other, "fine_01", show=False)
@@ -556,10 +555,27 @@ def test_entries_without_a_usable_image_are_drawn_without_one(adata, entry):
     assert_allclose(drawn(ax).get_widths(), 27.5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("factor", [None, np.array([]), "unknown"])
+def test_images_of_unknown_scale_are_named_and_not_drawn(adata, factor):
+    other = adata.copy()
+    other.uns["spatial"]["synthetic_0"]["scalefactors"]["tissue_hires_scalef"] = factor
+    with pytest.warns(UserWarning, match=r"the image of section 'synthetic_0' is not drawn: .*tissue_hires_scalef"):
+        [ax] = pl.genes(other, "fine_01", show=False)
+    assert not ax.images
+
+
+def test_invalid_scale_factors_are_named_and_ignored(adata):
+    other = adata.copy()
+    other.uns["spatial"]["synthetic_0"]["scalefactors"]["spot_diameter_fullres"] = "n/a"
+    with pytest.warns(UserWarning, match=r"'spot_diameter_fullres'.* is 'n/a': .* It is ignored here"):
+        [ax] = pl.genes(other, "fine_01", show=False)
+    assert_allclose(drawn(ax).get_widths(), 27.5, rtol=1e-3)
+
+
 def test_an_image_of_another_range_is_not_drawn_and_named(adata):
     other = adata.copy()
     other.uns["spatial"]["synthetic_0"]["images"]["hires"] = np.full((9, 9), 300.0) * np.arange(9)
-    with pytest.warns(UserWarning, match=r"the 'hires' image of section 'synthetic_0' is not drawn: Float pixels"):
+    with pytest.warns(UserWarning, match=r"the image of section 'synthetic_0' is not drawn: Float pixels"):
         pl.genes(other, "fine_01", show=False)
 
 

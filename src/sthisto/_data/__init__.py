@@ -36,7 +36,7 @@ from sthisto._data._section import (
     spatial_entries,
 )
 from sthisto._data._shapes import rasterized
-from sthisto._data._spatialdata import SpatialDataView, accepts_spatialdata, is_spatialdata
+from sthisto._data._spatialdata import SpatialDataView, accepts_spatialdata, is_spatialdata, to_anndata
 from sthisto._data._store import (
     UNS,
     check_key,
@@ -102,6 +102,7 @@ __all__ = [
     "spatial_entries",
     "spot_diameter",
     "stored_image",
+    "to_anndata",
     "training_rows",
     "unpack",
     "with_features",

@@ -312,6 +312,33 @@ class TableView:
         return result
 
 
+def to_anndata(thing: Any, library_key: str | None = None) -> tuple[Any, str | None]:
+    """Give an AnnData to draw for a SpatialData or a view of one, with its images, and the column of its sections.
+
+    Anything else is returned as it is.
+    """
+    if not is_spatialdata(thing):
+        return thing, library_key
+    view = TableView.open(VerbArguments(library_key="library_key"), {"adata": thing, "library_key": library_key})
+    view.proxy.uns["spatial"] = {name: _spatial_entry(region) for name, region in view.regions.items()}
+    return view.proxy, view.region_key if len(view.regions) > 1 else library_key
+
+
+def _spatial_entry(region: Region) -> dict[str, Any]:
+    """A region's image and scale factors as readers write them into ``uns["spatial"]``."""
+    factors: dict[str, float] = {}
+    if "radius" in region.element:
+        factors["spot_diameter_fullres"] = 2 * float(np.median(region.element["radius"]))
+    elif hasattr(region.element, "geometry"):
+        factors["spot_diameter_fullres"] = float(np.sqrt(np.median(region.element.area)))
+    if region.image is None:
+        return {"images": {}, "scalefactors": factors}
+    pixels, factors["tissue_hires_scalef"] = region.image.thumbnail()
+    if region.image.mpp is not None:
+        factors["microns_per_pixel"] = region.image.mpp
+    return {"images": {"hires": pixels}, "scalefactors": factors}
+
+
 def _image_names(
     table: AnnData,
     regions: Mapping[str, Region],

@@ -99,6 +99,8 @@ def domains(
     ['region', 'mine: ARI 1.00']
     """
     keys = [key] if isinstance(key, str) else list(key)
+    adata, library_key = _data.to_anndata(adata, library_key)
+    dense, _ = _data.to_anndata(dense, library_key)
     sections = drawn_sections(adata, library_key)
     panels = [_spot_labels(adata, column, sections) for column in [*([] if reference is None else [reference]), *keys]]
     if dense is not None:

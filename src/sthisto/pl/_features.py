@@ -70,6 +70,7 @@ def features(
     >>> colors.get_xlabel()[:18]
     'red, green, blue: '
     """
+    adata, library_key = _data.to_anndata(adata, library_key)
     sections = drawn_sections(adata, library_key)
     patches = {name: spot_patches(adata, rows, name, fill=True) for name, rows in sections.items()}
     colors = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from sthisto import _data
 from sthisto.pl._maps import (
     EXPRESSION,
     RELATIVE,
@@ -17,7 +18,6 @@ from sthisto.pl._maps import (
     gene_list,
     gene_title,
     gene_values,
-    layer_names,
     reliability,
     unit_of,
 )
@@ -72,7 +72,8 @@ def genes(
     Parameters
     ----------
     adata
-        Measured spots, ``obsm["spatial"]`` (n, 2) in full-resolution pixels, x then y. Image, scale factors and spot
+        Measured spots, ``obsm["spatial"]`` (n, 2) in full-resolution pixels, x then y; or a SpatialData or
+        :class:`sthisto.SpatialDataView`, as for every other argument that takes an AnnData. Image, scale factors and spot
         diameter are read from ``uns["spatial"]``; a spot of unknown diameter is drawn 0.55 of the pitch wide, as on
         Visium. A scale bar is drawn where the micrometers per pixel are known.
     genes
@@ -125,7 +126,9 @@ def genes(
     >>> [ax.get_title("left") for ax in axes]
     ['region_00', 'noise_04']
     """
-    names = gene_list(genes, adata)
+    names = gene_list(genes)
+    adata, library_key = _data.to_anndata(adata, library_key)
+    dense, _ = _data.to_anndata(dense, library_key)
     kinds = [panels] if isinstance(panels, str) else panels or ["measured", *(["dense"] if dense is not None else [])]
     sections = drawn_sections(adata, library_key)
     sources = [_source(kind, adata, dense, names, layer=layer, key=key) for kind in kinds]
@@ -156,7 +159,7 @@ def _source(
         raise ValueError(f"no panel {kind!r}: there are 'measured', 'denoised', 'dense' and 'uncertainty'.")
     if kind != "measured" and layers[kind] not in adata.layers:
         raise KeyError(
-            f"no layer {layers[kind]!r} in adata.layers (found: {layer_names(adata)}): run sthisto.tl.predict(adata) "
+            f"no layer {layers[kind]!r} in adata.layers (found: {_data.layer_names(adata)}): run sthisto.tl.predict(adata) "
             "first, or pass key=."
         )
     if kind == "measured":  # which may be counts: these have a color scale of their own
@@ -218,7 +221,8 @@ def uncertainty(
     >>> ax.get_xlabel()
     'uncertainty'
     """
-    names = gene_list(genes, adata)
+    names = gene_list(genes)
+    adata, library_key = _data.to_anndata(adata, library_key)
     mean, std = _layers(adata, key)
     prefix = "" if mean is None else f"{key}_"
     maps = {}
@@ -243,6 +247,6 @@ def _layers(adata: AnnData, key: str) -> tuple[str | None, str]:
     if "std" in adata.layers:
         return None, "std"
     raise KeyError(
-        f"no standard deviations in adata.layers (looked for 'std' and '{key}_std', found: {layer_names(adata)}): "
+        f"no standard deviations in adata.layers (looked for 'std' and '{key}_std', found: {_data.layer_names(adata)}): "
         "pass the output of sthisto.tl.upsample, run sthisto.tl.predict(adata) first, or pass key=."
     )

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,6 +10,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from sthisto import _data
+from sthisto._messages import near
 from sthisto.pl._colors import WARNING, color_map, color_norm, extension
 from sthisto.pl._panels import BACKGROUND_ALPHA, AxesGiven, ImageOption, PanelGrid, panel_grid, root_figure
 from sthisto.pl._spots import Rows, SpotPatches, frame_of
@@ -151,15 +152,13 @@ def draw_title(ax: "Axes", title: str, note: str = "", inches: float = 9.0, *, w
         text.set_fontweight("bold")
 
 
-def gene_list(genes: str | Sequence[str], adata: AnnData) -> list[str]:
+def gene_list(genes: str | Sequence[str]) -> list[str]:
     """Return the genes as a list; refuses none, and a table in their place."""
-    if isinstance(genes, AnnData):
-        raise TypeError("genes= is an AnnData: name genes second, and pass dense points as dense=.")
+    if isinstance(genes, AnnData) or _data.is_spatialdata(genes):
+        raise TypeError(f"genes= is a {type(genes).__name__}: name genes second, and pass dense points as dense=.")
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
-        raise ValueError(
-            f"no gene to draw: pass genes= (there are {adata.n_vars}, such as {list(adata.var_names[:5])})."
-        )
+        raise ValueError("no gene to draw: name one or several of var_names.")
     return names
 
 
@@ -167,11 +166,9 @@ def gene_values(adata: AnnData, rows: Rows, names: list[str], layer: str | None,
     """(n, g) values of genes in a layer, or in ``X``; refuses genes that are missing or have no values."""
     missing = [name for name in names if name not in adata.var_names]
     if missing:
-        similar = [match for name in missing for match in get_close_matches(name, adata.var_names, n=3)]
-        known = similar or adata.var_names[:5].tolist()
-        raise KeyError(f"genes {missing} are not in {table}.var_names ({adata.n_vars} there, such as {known}).")
+        raise KeyError(f"genes {missing} are not in {table}.var_names: {near(missing[0], adata.var_names)}")
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"no layer {layer!r} in {table}.layers (found: {layer_names(adata)}).")
+        raise KeyError(f"no layer {layer!r} in {table}.layers (found: {_data.layer_names(adata)}).")
     part = adata[rows, names]
     matrix = part.X if layer is None else part.layers[layer]
     values = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, np.float32)
@@ -179,11 +176,6 @@ def gene_values(adata: AnnData, rows: Rows, names: list[str], layer: str | None,
     if empty:
         raise ValueError(f"genes {empty} have no values in {table}: the model does not have them. Fit with genes=.")
     return values
-
-
-def layer_names(adata: AnnData) -> list[str]:
-    """Names of the layers; from anndata 0.13 on, the key ``None`` is ``X``."""
-    return sorted(name for name in adata.layers if name is not None)
 
 
 def unit_of(values: Values) -> str:
@@ -205,8 +197,7 @@ def gene_title(adata: AnnData, gene: str) -> str:
 
 def reliability(tables: Sequence[AnnData], gene: str, key: str) -> tuple[str, bool]:
     """Summarize the gene test, and whether it is a warning: a low held-out correlation, or no link to the image."""
-    r = _first_number(tables, gene, (f"{key}_pearson", "pcc_heldout"))
-    q = _first_number(tables, gene, (f"{key}_qvalue", "qvalue_heldout"))
+    r, q = (_first_number(tables, gene, f"{key}_{figure}") for figure in ("pearson", "qvalue"))
     held_out = f"held-out r {r:.2f}" if np.isfinite(r) else ""
     if r < LOW_R:
         return f"poorly predicted on held-out spots: r {r:.2f}", True
@@ -215,7 +206,6 @@ def reliability(tables: Sequence[AnnData], gene: str, key: str) -> tuple[str, bo
     return held_out, False
 
 
-def _first_number(tables: Sequence[AnnData], gene: str, columns: Sequence[str]) -> float:
-    known = [table for table in tables if gene in table.var_names]
-    values = [float(table.var.at[gene, name]) for name in columns for table in known if name in table.var]
+def _first_number(tables: Sequence[AnnData], gene: str, column: str) -> float:
+    values = [float(table.var.at[gene, column]) for table in tables if column in table.var and gene in table.var_names]
     return next((value for value in values if np.isfinite(value)), float("nan"))

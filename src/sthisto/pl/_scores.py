@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from anndata import AnnData
 
+from sthisto import _data
 from sthisto.evaluation import CEILING, COPY, GENE_MEAN, gene_means
 from sthisto.pl._colors import CURVES
 from sthisto.pl._panels import PANEL_INCHES, AxesGiven, Drawn, given_axes, root_figure, show_save_return
@@ -209,7 +210,7 @@ def history(
     """
     import matplotlib.pyplot as plt
 
-    fits = adata.uns.get("sthisto", {}).get("fit", {})
+    fits = _data.records(_data.to_anndata(adata)[0], "fit")
     if key not in fits:
         raise KeyError(
             f"no fitted model {key!r} (found: {sorted(fits)}): run sthisto.tl.fit(adata) first, or pass key=."

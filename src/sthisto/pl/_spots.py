@@ -1,7 +1,6 @@
 """The spots of a section as patches of their true size, and the section's image and scale."""
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from sthisto import _data, grids
-from sthisto.images import open_image
+from sthisto._messages import warn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +80,7 @@ def spot_patches(adata: AnnData, rows: Rows, section: str, *, fill: bool = False
     image, so that their colors cannot be compared with a dense map's: the spots of large arrays become cells, too.
     """
     xy = _data.coordinates(adata, rows)
-    diameter = as_number(section_entry(adata, section, "scalefactors").get("spot_diameter_fullres"))
+    diameter = scale_factor(adata, section, "spot_diameter_fullres")
     if diameter is not None and len(xy) < 2:
         return SpotPatches(xy, diameter)
     lattice = _lattice(xy)
@@ -134,44 +133,32 @@ def matching_rows(dense: AnnData, section: str, library_key: str | None) -> Rows
     return sections[section]
 
 
-def section_entry(adata: AnnData, section: str, part: str) -> Mapping[str, Any]:
-    """Return a part of ``uns["spatial"][section]``; empty where it is missing or of another schema."""
-    entry: Any = adata.uns.get("spatial")
-    for name in (section, part):
-        entry = entry.get(name) if isinstance(entry, Mapping) else None
-    return entry if isinstance(entry, Mapping) else {}
-
-
-def as_number(value: Any) -> float | None:
-    """Return a positive number that files keep as a number, text or an array of length 1; ``None`` for anything else."""
+def scale_factor(adata: AnnData, section: str, name: str) -> float | None:
+    """Return a scale factor of ``uns["spatial"]``; an invalid one is no reason not to draw the section."""
     try:
-        number = float(np.asarray(value).reshape(-1)[0]) if np.size(value) == 1 and value is not None else np.nan
-    except ValueError:
+        return _data.factor_of(_data.factors_of(adata, section), name, section=section)
+    except ValueError as error:
+        warn(f"{error} It is ignored here.")
         return None
-    return number if np.isfinite(number) and number > 0 else None
 
 
 def microns_per_pixel(adata: AnnData, section: str) -> float | None:
-    """Micrometers per full-resolution pixel, where known."""
-    known = as_number(section_entry(adata, section, "scalefactors").get("microns_per_pixel"))
-    for record in adata.uns.get("sthisto", {}).get("features", {}).values():
-        known = known or as_number(dict(zip(record["libraries"], record["mpp"], strict=True)).get(section))
-    return known
+    """Micrometers per full-resolution pixel, by the scale factors or the image features, where known."""
+    known = scale_factor(adata, section, "microns_per_pixel")
+    for record in _data.records(adata, "features").values():
+        known = known or dict(zip(record["sections"], record["mpp"], strict=True)).get(section)
+    return None if known is None else float(known)
 
 
 def section_image(adata: AnnData, section: str) -> DrawnImage | None:
-    """Return the section's image and its extent in full-resolution pixels; ``None`` without one that shows anything."""
-    images, factors = (section_entry(adata, section, part) for part in ("images", "scalefactors"))
-    for name in ("hires", "lowres"):
-        factor, pixels = as_number(factors.get(f"tissue_{name}_scalef")), np.asarray(images.get(name))
-        if factor is None or pixels.ndim < 2 or not pixels.size:
-            continue
-        try:
-            image = open_image(pixels, scale=factor)
-            small, _ = image.thumbnail(IMAGE_PX)
-        except ValueError as error:
-            warnings.warn(f"the {name!r} image of section {section!r} is not drawn: {error}", stacklevel=4)
-            continue
-        if np.ptp(small, axis=(0, 1)).any():
-            return small, (0, image.shape[1], image.shape[0], 0)
-    return None
+    """Return the section's image and its extent in full-resolution pixels; ``None`` without one that can be read."""
+    try:
+        stored = _data.stored_image(adata, section)
+        small = None if stored is None else stored[0].thumbnail(IMAGE_PX)[0]
+    except (KeyError, ValueError) as error:
+        warn(f"the image of section {section!r} is not drawn: {error.args[0]}")
+        return None
+    if stored is None or small is None:
+        return None
+    height, width = stored[0].shape
+    return small, (0, width, height, 0)
