@@ -234,7 +234,7 @@ def test_rows_and_columns_for_x_and_y(bare, extract, refuses):
     tall = np.full((3 * picture.shape[0], picture.shape[1], 3), 244, np.uint8)
     tall[-picture.shape[0] :] = picture
     section.obsm["spatial"] = (section.obsm["spatial"] + [0, 2 * picture.shape[0]])[:, ::-1].copy()
-    with refuses(section, ValueError, r"looks like \(row, column\): pass x first"):
+    with refuses(section, ValueError, r"seems? to be \(row, column\): pass x first"):
         extract(section, image=tall, mpp=2.0)
 
 
@@ -244,7 +244,7 @@ def test_rows_and_columns_on_a_square_picture(bare, extract, refuses):
     square = np.full((side, side, 3), 244, np.uint8)
     square[: picture.shape[0], side - picture.shape[1] :] = 120
     section.obsm["spatial"] = (section.obsm["spatial"] + [side - picture.shape[1], 0])[:, ::-1].copy()
-    with refuses(section, ValueError, r"on tissue, but .* exchanged: xy looks like \(row, column\)"):
+    with refuses(section, ValueError, r"on tissue, but .* exchanged: xy seems? to be \(row, column\)"):
         extract(section, image=square, mpp=2.0)
 
 
@@ -322,7 +322,7 @@ def test_an_encoder_that_breaks_its_word(section, refuses, encoder, answer):
         def __call__(self, patches):
             return answer
 
-    with refuses(section, ValueError, r"encoder 'colors' gave an array of shape .* expected \(100, 6\)"):
+    with refuses(section, ValueError, r"encoder 'colors' gave features of shape .* expected \(100, 6\)"):
         pp.extract_features(section, Wrong(), batch_size=100)
 
 

@@ -26,6 +26,7 @@ from sthisto.encoders._protocols import (
 from sthisto.encoders._registry import ENCODERS, EncoderSpec, Pooling, is_redistributable
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "record",
     "restore",
+    "table",
 ]
 
 
@@ -240,6 +242,28 @@ def restore(metadata: Mapping[str, Any], *, device: str | None = None, batch_siz
             "pass the object as encoder=."
         )
     return load(name, device=device, batch_size=batch_size)
+
+
+def table() -> "pd.DataFrame":
+    """Compare the encoders of the registry: score, size and license.
+
+    Returns
+    -------
+    One row per encoder, sorted by ``hest``, the score on HEST-Bench (mean Pearson r over nine tasks, NaN if unknown);
+    ``commercial`` and ``gated`` are described in :class:`EncoderSpec`, ``parameters`` are in millions.
+
+    Examples
+    --------
+    >>> best = table().query("commercial == True and not gated")
+    >>> best.index[0]
+    'h-optimus-0'
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    columns = ["hest", "dim", "parameters", "license", "commercial", "gated", "input_size", "patch_um", "weights"]
+    rows = [[getattr(spec, column) for column in columns] for spec in ENCODERS.values()]
+    frame = pd.DataFrame(rows, index=pd.Index(ENCODERS, name="encoder"), columns=columns)
+    return frame.astype({"hest": float, "parameters": float}).sort_values("hest", ascending=False, kind="stable")
 
 
 def _call(function: str, *arguments: Any, **options: Any) -> Encoder:

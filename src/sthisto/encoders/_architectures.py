@@ -146,15 +146,7 @@ class TransformersBackbone(Backbone):
 
 
 def timm_backbone(architecture: str, params: Mapping[str, Any]) -> Backbone:
-    """Build a network of timm without values and without its classifier.
-
-    Raises
-    ------
-    ImportError
-        timm cannot be imported.
-    ValueError
-        timm has no such architecture, or it does not take one of the params.
-    """
+    """Build a network of timm without values and without its classifier."""
     timm = import_optional("timm")
     if not timm.is_model(architecture):
         raise ValueError(f"timm {timm.__version__} has no architecture {architecture!r}.")
@@ -174,15 +166,7 @@ def timm_backbone(architecture: str, params: Mapping[str, Any]) -> Backbone:
 
 
 def transformers_backbone(architecture: str, params: Mapping[str, Any], input_size: int) -> Backbone:
-    """Build a network of transformers without values, from its model type and config.
-
-    Raises
-    ------
-    ImportError
-        transformers cannot be imported.
-    ValueError
-        transformers has no such model type.
-    """
+    """Build a network of transformers without values, from its model type and config."""
     transformers = import_optional("transformers")
     try:
         # Only what this type of model defines: general settings may name code on the Hub.

@@ -10,7 +10,6 @@ from sthisto.encoders._protocols import Encoder
 Color = tuple[float, float, float]
 Pooling = Literal["class", "mean", "both", "native"]
 
-NC_ND = "CC-BY-NC-ND-4.0"
 OPEN_LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"}
 
 
@@ -36,10 +35,16 @@ class EncoderSpec:
         Default pooling, as in :func:`load`.
     mean, std
         Color normalization, of colors from 0 to 1.
+    parameters
+        Number of weights, millions.
+    hest
+        Score on HEST-Bench (mean Pearson r over nine tasks, as published by April 2026); ``None`` where unknown.
     gated
         Whether access to the weights has to be requested.
-    license, reference
-        License of the weights, and the publication.
+    license, commercial
+        License of the weights, and whether it allows commercial use; ``None`` where its text has to be read.
+    reference
+        The publication.
     """
 
     source: str = "sthisto.encoders._sources:from_registry"
@@ -54,8 +59,11 @@ class EncoderSpec:
     pooling: Pooling = "class"
     mean: Color = (0.485, 0.456, 0.406)  # of ImageNet
     std: Color = (0.229, 0.224, 0.225)
+    parameters: float | None = None
+    hest: float | None = None
     gated: bool = False
     license: str
+    commercial: bool | None = None
     reference: str
 
     @property
@@ -75,11 +83,26 @@ def is_redistributable(license: str, *, gated: bool) -> bool:
     return license.lower() in OPEN_LICENSES and not gated
 
 
+_NC_ND: dict[str, Any] = {"gated": True, "license": "CC-BY-NC-ND-4.0", "commercial": False}
+_APACHE: dict[str, Any] = {"license": "Apache-2.0", "commercial": True}
+_BSD: dict[str, Any] = {"license": "BSD-3-Clause", "commercial": True}
+_BIOPTIMUS: dict[str, Any] = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
+_HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_KAIKO: dict[str, Any] = {
+    "params": {"dynamic_img_size": True},
+    "license": "kaiko.ai terms (see the model card)",
+    "reference": "kaiko.ai et al. 2024, arXiv 2404.15217",
+    **_HALF,
+}
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # classes of timm and torch, by name
-_GIANT_REG4 = {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False}
-_BIOPTIMUS: tuple[Color, Color] = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)  # mean, std
-_HALF: Color = (0.5, 0.5, 0.5)
-_KAIKO = "1aurent/vit_{}_224.kaiko_ai_towards_large_pathology_fms"
+_DYNAMIC = {"init_values": 1e-5, "dynamic_img_size": True}
+_GIANT: dict[str, Any] = {
+    "architecture": "vit_giant_patch14_reg4_dinov2",
+    "params": {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False},
+    "dim": 1536,
+    "parameters": 1135,
+}
+_HUGE = {"img_size": 224, "mlp_ratio": 5.3375, **_DYNAMIC, **_SWIGLU}
 
 ENCODERS: dict[str, EncoderSpec] = {
     "handcrafted": EncoderSpec(
@@ -87,16 +110,17 @@ ENCODERS: dict[str, EncoderSpec] = {
         dim=102,
         input_size=256,
         patch_um=512.0,
-        license="BSD-3-Clause",
+        **_BSD,
         reference="Ruifrok & Johnston 2001; Haralick et al. 1973; Ojala et al. 2002",
     ),
     "uni": EncoderSpec(
         weights="MahmoodLab/UNI",
         architecture="vit_large_patch16_224",
-        params={"init_values": 1e-5, "dynamic_img_size": True},
+        params=_DYNAMIC,
         dim=1024,
-        gated=True,
-        license=NC_ND,
+        parameters=303,
+        hest=0.3873,
+        **_NC_ND,
         reference="Chen et al. 2024, Nat. Med. 30, 850",
     ),
     "uni2-h": EncoderSpec(
@@ -107,67 +131,98 @@ ENCODERS: dict[str, EncoderSpec] = {
             "patch_size": 14,
             "depth": 24,
             "num_heads": 24,
-            "init_values": 1e-5,
             "embed_dim": 1536,
             "mlp_ratio": 2.66667 * 2,
             "no_embed_class": True,
             "reg_tokens": 8,
-            "dynamic_img_size": True,
+            **_DYNAMIC,
             **_SWIGLU,
         },
         dim=1536,
-        gated=True,
-        license=NC_ND,
+        parameters=681,
+        hest=0.4141,
+        **_NC_ND,
         reference="Chen et al. 2024, Nat. Med. 30, 850",
     ),
     "h-optimus-0": EncoderSpec(
         weights="bioptimus/H-optimus-0",
-        architecture="vit_giant_patch14_reg4_dinov2",
-        params=_GIANT_REG4,
-        dim=1536,
-        mean=_BIOPTIMUS[0],
-        std=_BIOPTIMUS[1],
-        license="Apache-2.0",
+        hest=0.4150,
+        **_GIANT,
+        **_BIOPTIMUS,
+        **_APACHE,
         reference="Saillard et al. 2024, H-optimus-0 (Bioptimus)",
     ),
     "h-optimus-1": EncoderSpec(
         weights="bioptimus/H-optimus-1",
-        architecture="vit_giant_patch14_reg4_dinov2",
-        params=_GIANT_REG4,
-        dim=1536,
-        mean=_BIOPTIMUS[0],
-        std=_BIOPTIMUS[1],
-        gated=True,
-        license=NC_ND,
+        hest=0.4229,
+        **_GIANT,
+        **_BIOPTIMUS,
+        **_NC_ND,
         reference="Bioptimus 2025, H-optimus-1",
     ),
     "h0-mini": EncoderSpec(
         weights="bioptimus/H0-mini",
         architecture="vit_base_patch14_reg4_dinov2",
-        params={"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.33334, "dynamic_img_size": True, **_SWIGLU},
+        params={"img_size": 224, "mlp_ratio": 5.33334, **_DYNAMIC, **_SWIGLU},
         dim=768,
-        mean=_BIOPTIMUS[0],
-        std=_BIOPTIMUS[1],
-        gated=True,
-        license=NC_ND,
+        parameters=86,
+        hest=0.3958,
+        **_BIOPTIMUS,
+        **_NC_ND,
         reference="Filiot et al. 2025, arXiv 2501.16239",
+    ),
+    "virchow": EncoderSpec(
+        weights="paige-ai/Virchow",
+        architecture="vit_huge_patch14_224",
+        params=_HUGE,
+        pooling="both",
+        dim=2560,
+        parameters=631,
+        hest=0.4061,
+        gated=True,
+        **_APACHE,
+        reference="Vorontsov et al. 2024, Nat. Med. 30, 2924",
     ),
     "virchow2": EncoderSpec(
         weights="paige-ai/Virchow2",
         architecture="vit_huge_patch14_224",
-        params={
-            "img_size": 224,
-            "init_values": 1e-5,
-            "reg_tokens": 4,
-            "mlp_ratio": 5.3375,
-            "dynamic_img_size": True,
-            **_SWIGLU,
-        },
+        params={**_HUGE, "reg_tokens": 4},
         pooling="both",
         dim=2560,
-        gated=True,
-        license=NC_ND,
+        parameters=631,
+        hest=0.4034,
+        **_NC_ND,
         reference="Zimmermann et al. 2024, arXiv 2408.00738",
+    ),
+    "midnight": EncoderSpec(
+        builder="transformers",
+        weights="kaiko-ai/midnight",
+        architecture="dinov2",
+        params={
+            "hidden_size": 1536,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 24,
+            "use_swiglu_ffn": True,
+            "image_size": 518,
+            "patch_size": 14,  # the position embedding is interpolated to 224 pixels
+        },
+        pooling="both",
+        dim=3072,
+        parameters=1137,
+        hest=0.3952,
+        **_HALF,
+        license="MIT",
+        commercial=True,
+        reference="Karasikov et al. 2025, arXiv 2504.05186",
+    ),
+    "openmidnight": EncoderSpec(
+        weights="SophontAI/OpenMidnight",
+        unused=("mask_token",),
+        hest=0.3912,
+        gated=True,
+        **_GIANT,
+        **_APACHE,
+        reference="Kaplan et al. 2025, OpenMidnight (Sophont)",
     ),
     "gigapath": EncoderSpec(
         weights="prov-gigapath/prov-gigapath",
@@ -182,38 +237,40 @@ ENCODERS: dict[str, EncoderSpec] = {
             "mlp_ratio": 5.33334,
         },
         dim=1536,  # its authors cut 256 px at 0.5 um/px and keep the middle 224
+        parameters=1135,
+        hest=0.3875,
         gated=True,
         license="Prov-GigaPath terms (research use, see the model card)",
+        commercial=False,
         reference="Xu et al. 2024, Nature 630, 181",
     ),
     "kaiko-b8": EncoderSpec(
-        weights=_KAIKO.format("base_patch8"),
+        weights="1aurent/vit_base_patch8_224.kaiko_ai_towards_large_pathology_fms",
         architecture="vit_base_patch8_224",
-        params={"dynamic_img_size": True},
         dim=768,
-        mean=_HALF,
-        std=_HALF,
-        license="kaiko.ai terms (see the model card)",
-        reference="kaiko.ai et al. 2024, arXiv 2404.15217",
+        parameters=86,
+        hest=0.3735,
+        **_KAIKO,
     ),
     "kaiko-s16": EncoderSpec(
-        weights=_KAIKO.format("small_patch16"),
+        weights="1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms",
         architecture="vit_small_patch16_224",
-        params={"dynamic_img_size": True},
         dim=384,
-        mean=_HALF,
-        std=_HALF,
-        license="kaiko.ai terms (see the model card)",
-        reference="kaiko.ai et al. 2024, arXiv 2404.15217",
+        parameters=22,
+        hest=0.3493,
+        **_KAIKO,
     ),
     "lunit-s8": EncoderSpec(
         weights="1aurent/vit_small_patch8_224.lunit_dino",
         architecture="vit_small_patch8_224",
         params={"dynamic_img_size": True},
         dim=384,
+        parameters=22,
+        hest=0.3678,
         mean=(0.70322989, 0.53606487, 0.66096631),
         std=(0.21716536, 0.26081574, 0.20723464),
         license="Lunit non-commercial license",
+        commercial=False,
         reference="Kang et al. 2023, CVPR, 3344",
     ),
     "phikon-v2": EncoderSpec(
@@ -228,17 +285,22 @@ ENCODERS: dict[str, EncoderSpec] = {
             "patch_size": 16,
         },
         dim=1024,
+        parameters=303,
+        hest=0.3747,
         license="Owkin non-commercial license",
+        commercial=False,
         reference="Filiot et al. 2024, arXiv 2409.09173",
     ),
     "resnet50": EncoderSpec(
         weights="timm/resnet50.tv_in1k",
         architecture="resnet50",
-        params={"features_only": True, "out_indices": (3,)},  # the third of four stages, as HEST-Bench takes it
+        params={"features_only": True, "out_indices": (3,)},  # the third of four stages, as in HEST-Bench
         unused=("layer4.", "fc."),
         pooling="mean",
         dim=1024,
-        license="BSD-3-Clause",
+        parameters=9,
+        hest=0.3253,
+        **_BSD,
         reference="He et al. 2016, CVPR, 770",
     ),
 }

@@ -46,15 +46,7 @@ def from_registry(
 def from_name(
     name: str, *, weights: Source | None = None, revision: str | None = None, **options: Any
 ) -> NetworkEncoder:
-    """Build a network that is not in the registry: ``hf-hub:owner/name``, or one of timm's by its name.
-
-    Raises
-    ------
-    KeyError
-        timm has no such name.
-    ValueError
-        The repository's config.json names no architecture; timm has no weights of this name on the Hub.
-    """
+    """Build a network that is not in the registry: ``hf-hub:owner/name``, or one of timm's by its name."""
     forward = Forward(**options)
     if name.startswith(HUB):
         repo_id, _, commit = name.split(":", 1)[1].partition("@")
@@ -103,13 +95,7 @@ def from_module(
 def from_record(
     provenance: Mapping[str, Any], weights: bytes | None, weights_sha256: str, **options: Any
 ) -> NetworkEncoder:
-    """Rebuild the encoder of metadata in ``uns``, from kept weights or from their source.
-
-    Raises
-    ------
-    ValueError
-        The weights have changed, or are damaged.
-    """
+    """Rebuild the encoder of metadata in ``uns``, from kept weights or from their source."""
     spec = _recorded_spec(provenance)
     name = str(provenance["encoder"])
     forward = Forward(precision=str(provenance["precision"]), **options)  # type: ignore[arg-type]  # checked there

@@ -63,13 +63,7 @@ class WeightFile:
 
 
 def from_disk(path: str | PathLike[str]) -> WeightFile:
-    """Weights in a local file, or in a folder in the Hub's layout.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such file, or no weights in the folder.
-    """
+    """Weights in a local file, or in a folder in the Hub's layout."""
     source = Path(path).expanduser()
     if not source.exists():
         raise FileNotFoundError(f"weights={str(path)!r}: no such file or folder.")
@@ -80,19 +74,7 @@ def from_disk(path: str | PathLike[str]) -> WeightFile:
 
 
 def from_hub(repo_id: str, revision: str | None = None) -> WeightFile:
-    """Weights in a repository of the Hub: from its cache where they are there, else downloaded.
-
-    Raises
-    ------
-    PermissionError
-        The repository is gated and there is no token, or the Hub refuses it.
-    FileNotFoundError
-        No such repository, no such revision, or no weights in it; offline, and not in the cache.
-    ConnectionError
-        The Hub does not answer, or the download was cut.
-    ValueError
-        The name is no "owner/name", or the file's checksum is not the one that the Hub states.
-    """
+    """Weights in a repository of the Hub: from its cache where they are there, else downloaded."""
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     except _FAILED as error:
@@ -128,13 +110,7 @@ def choose(names: Iterable[str], where: str) -> str:
 
 
 def read(file: WeightFile) -> State:
-    """Tensors of a file by name, without the wrappers of training scripts.
-
-    Raises
-    ------
-    ValueError
-        The file is damaged, or holds more than tensors.
-    """
+    """Tensors of a file by name, without the wrappers of training scripts."""
     try:
         if file.path.suffix == ".safetensors":
             return load_file(file.path)

@@ -25,15 +25,7 @@ _TAG_RANGE = (0.05, 20.0)  # micrometers per pixel that tags of a slide can mean
 
 
 def open_tiff(path: Path) -> tuple[list[Any], float | None]:
-    """Levels of the largest image in a TIFF, finest first, and micrometers per pixel of the first.
-
-    The file stays open as long as one of the levels is in use.
-
-    Raises
-    ------
-    ValueError
-        Not readable, truncated, or a stack of planes.
-    """
+    """Levels of the largest image in a TIFF, finest first, and micrometers per pixel of the first."""
     import tifffile  # noqa: PLC0415
 
     with ExitStack() as stack:
