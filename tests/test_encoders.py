@@ -266,7 +266,7 @@ def test_features_of_another_shape_than_said_are_refused():
 
 
 def test_what_goes_wrong_in_the_picture_comes_out():
-    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"be in \[0, 1\]"):
         encode(open_image(np.full((9, 9), 7.0)), np.ones((2, 2)), 16, Own())
 
 

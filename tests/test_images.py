@@ -1,9 +1,14 @@
 """Pictures of every kind come out as the same RGB, and patches are what stands around a point."""
 
+import contextlib
 import gc
+import os
+import sys
+import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import anndata
@@ -13,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
+import torch
 import xarray as xr
 import zarr
 from hypothesis import given, settings
@@ -126,7 +132,7 @@ def test_floats_outside_0_1_are_refused(wrong):
     pixels[2, 3] = wrong
     image = open_image(pixels)
     assert image.read(0, 0, 2, 0, 5).max() == 128  # the rule looks at what is read, and only refuses
-    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"be in \[0, 1\]"):
         image.read(0, 0, 4, 0, 5)
 
 
@@ -460,7 +466,7 @@ def test_wrong_requests_are_refused_at_the_call(xy, options, problem):
 
 
 def whole(image: Image) -> np.ndarray:
-    height, width = image.levels[0].shape[:2]
+    height, width = _image.level_size(image.levels[0])
     return image.read(0, 0, height, 0, width)
 
 
@@ -527,12 +533,14 @@ def test_jpeg_tiles_come_as_rgb(tmp_path):
     np.testing.assert_allclose(whole(open_image(path)).astype(int), smooth, atol=8)
 
 
-def test_aperios_ycbcr_is_refused_since_its_colors_would_be_wrong(tmp_path):
+def test_aperios_ycbcr_is_left_to_openslide(tmp_path, monkeypatch):
+    """Its colors would be wrong here. (OpenSlide finds no Aperio slide in this file, either.)"""
     path = write_tiff(tmp_path / "slide.svs", noise(32, 32, 3), tile=(16, 16), compression="jpeg2000")
     assert open_image(path).shape == (32, 32)
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["Compression"].overwrite(33003)
-    with pytest.raises(ValueError, match=r"33003.*openslide"):
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    with pytest.raises(ImportError, match=r"slide.svs: .* needs OpenSlide.*sthisto\[slides\]"):
         open_image(path)
 
 
@@ -594,6 +602,12 @@ OME = {"ome": True, "metadata": {"axes": "YXS"}}
         ({"resolution": (72, 72), "resolutionunit": "inch"}, None),
         ({"resolution": (2, 2), "resolutionunit": "none"}, None),
         ({"resolution": (4, 4), "imagej": True, "metadata": {"unit": "um"}}, 0.25),
+        (OME | {"metadata": {"PhysicalSizeX": "0,5"}}, 0.5),
+        (OME | {"metadata": {"PhysicalSizeX": "0.0"}, "resolution": (20000, 20000), "resolutionunit": 3}, 0.5),
+        (OME | {"metadata": {"PhysicalSizeX": "none"}}, None),
+        ({"description": "Aperio Image Library\n|AppMag = 40|MPP = 0,2500|Left = 3"}, 0.25),
+        ({"description": "Aperio Image Library\n|MPP = 1,500000"}, 1.5),
+        ({"description": "Aperio Image Library\n|MPP = 0"}, None),
         ({}, None),
     ],
 )
@@ -602,6 +616,135 @@ def test_the_pixel_size_a_tiff_states_is_of_its_own_pixels(tmp_path, options, mp
     assert open_image(path).mpp == pytest.approx(mpp)
     assert open_image(path, scale=0.1).mpp == pytest.approx(None if mpp is None else mpp * 0.1)
     assert open_image(path, scale=0.1, mpp=0.7).mpp == 0.7
+
+
+def depth_tags(bits):
+    """Extra tags of a TIFF: its largest sample value is the white of so many bits."""
+    return [(341, "H", 1, 2**bits - 1, True)]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("stated", ["tag", "ome", "values", "array"])
+def test_white_of_16_bit_pixels_is_that_of_their_significant_bits(tmp_path, caplog, bits, stated):
+    eight = noise(64, 64, 3)
+    eight[0, 0] = 255
+    pixels = np.rint(eight / 255 * (2**bits - 1)).astype(np.uint16)
+    options = {
+        "tag": {"extratags": depth_tags(bits)},
+        "ome": OME | {"metadata": {"axes": "YXS", "SignificantBits": bits}},
+    }
+    path = write_tiff(tmp_path / "slide.tif", pixels, tile=(32, 32), **options.get(stated, {}))
+    image = open_image(pixels if stated == "array" else path)
+    assert np.abs(whole(image).astype(int) - eight).max() == 0
+    guessed = stated in {"values", "array"} and bits < 16
+    assert ("is taken for white" in caplog.text) == guessed
+
+
+def test_white_of_packed_bits_is_that_of_the_file(tmp_path):
+    """A scan of 4 bits per sample: white is 15."""
+    PIL.Image.new("1", (9, 9), 1).save(tmp_path / "one.tif")
+    assert (whole(open_image(tmp_path / "one.tif")) == 255).all()
+    path = write_tiff(tmp_path / "four.tif", np.full((32, 32), 255, np.uint8), photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["BitsPerSample"].overwrite(4)
+        file.pages[0].tags["StripByteCounts"].overwrite(512)
+    image = open_image(path)
+    assert image.white == 15
+    assert (whole(image) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("extra", "last", "alpha"),
+    [
+        (1, "any", "premultiplied"),
+        (2, "any", "straight"),
+        (0, "any", "none"),
+        (None, "any", "none"),
+        (None, "mask", "straight"),
+    ],
+)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_fourth_sample_is_alpha_where_the_file_or_its_values_say_so(tmp_path, caplog, extra, last, alpha, tiled):
+    pixels = noise(64, 64, 4)
+    pixels[:32, :, 3] = 0
+    if last == "mask":
+        pixels[32:, :, 3] = 255
+    given = {} if extra is None else {"extrasamples": [extra]}
+    path = write_tiff(tmp_path / "slide.tif", pixels, **({"tile": (32, 32)} if tiled else {}), **given)
+    if extra is None:
+        with tifffile.TiffFile(path, mode="r+") as file:
+            file.pages[0].tags["ExtraSamples"].overwrite(0)
+    color, a = pixels[..., :3].astype(int), pixels[..., 3:].astype(int)
+    expected = {
+        "none": color,
+        "straight": (color * a + 127) // 255 + 255 - a,
+        "premultiplied": np.minimum(color + 255 - a, 255),
+    }[alpha]
+    np.testing.assert_array_equal(whole(open_image(path)), expected)
+    assert ("does not state what its last sample is" in caplog.text) == (extra in {0, None})
+
+
+def test_a_mask_is_not_taken_for_the_slide(tmp_path, caplog):
+    """Neither a larger one of the same file nor one that is alone, by its name."""
+    pixels, mask = noise(100, 90, 3), np.zeros((300, 270), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif") as file:
+        file.write(mask, photometric="minisblack", metadata={"Name": "cells"})
+        file.write(pixels, photometric="rgb", metadata={"Name": "H&E"})
+    np.testing.assert_array_equal(whole(open_image(tmp_path / "slide.ome.tif")), pixels)
+    assert "'H&E' is taken for the slide, not the larger 'cells'" in caplog.text
+    write_tiff(tmp_path / "mask.ome.tif", mask, photometric="minisblack", metadata={"Name": "Nuclei mask"})
+    with pytest.raises(ValueError, match="its only image is 'Nuclei mask', by its name no slide"):
+        open_image(tmp_path / "mask.ome.tif")
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8])
+@pytest.mark.parametrize(("width", "height"), [(2**31, 2**31), (100, 4 * 10**9), (4 * 10**9, 4)])
+@pytest.mark.parametrize("rows", [1, None])
+def test_headers_that_announce_more_than_there_is_are_refused_at_once(tmp_path, compression, width, height, rows):
+    path = write_tiff(tmp_path / "slide.tif", noise(32, 32), photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tags = {"ImageWidth": width, "ImageLength": height, "Compression": compression, "RowsPerStrip": rows or height}
+        for name, value in tags.items():
+            file.pages[0].tags[name].overwrite(value, dtype="I" if name != "Compression" else "H")
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"slide\.tif .*(damaged|truncated|max_pixels)"):
+        open_image(path)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_images_to_be_decoded_whole_are_limited(tmp_path, suffix):
+    path = tmp_path / f"picture{suffix}"
+    PIL.Image.new("RGB", (300, 200)).save(path, **({"compression": "tiff_lzw"} if suffix == ".tif" else {}))
+    with tifffile.TiffFile(path) if suffix == ".tif" else contextlib.nullcontext() as file:
+        rows = file.pages[0].rowsperstrip if file else 200
+    with pytest.raises(ValueError, match=rf"300 x {rows} pixels .* max_pixels is {300 * rows - 1}"):
+        open_image(path, max_pixels=300 * rows - 1)
+    assert open_image(path, max_pixels=300 * rows).shape == (200, 300)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "slide.tif")
+    with pytest.raises(ValueError, match=r"slide\.tif is neither a file nor a folder"):
+        open_image(tmp_path / "slide.tif")
+
+
+def test_tensors_and_containers_are_images():
+    pixels = noise(40, 30, 3)
+    for tensor in (torch.tensor(pixels), torch.tensor(pixels).permute(2, 0, 1), torch.tensor(pixels / 255)):
+        np.testing.assert_array_equal(whole(open_image(tensor)), pixels)
+    data = xr.Dataset({"image": (("y", "x", "z", "channels"), pixels[:, :, None])}, attrs={"scale": 0.5})
+    container = SimpleNamespace(data=data)  # as squidpy's ImageContainer has it
+    image = open_image(container)
+    np.testing.assert_array_equal(whole(image), pixels)
+    assert image.scales == (0.5,)
+    two = SimpleNamespace(data=data.assign(mask=data["image"]))
+    with pytest.raises(ValueError, match=r"found \['image', 'mask'\]. Pass one of them, source\[name\]"):
+        open_image(two)
+    np.testing.assert_array_equal(whole(open_image(two.data["image"])), pixels)  # what the message advises
+    with pytest.raises(TypeError, match="found dict"):
+        open_image({"image": pixels})
 
 
 def test_a_damaged_ome_description_costs_the_pixel_size_only(tmp_path, caplog):
@@ -657,7 +800,7 @@ def test_damage_inside_a_tiff_says_where(tmp_path):
         image.read(0, 32, 64, 32, 64)
 
 
-def test_files_that_are_no_pictures_say_what_to_do(tmp_path):
+def test_files_that_are_no_pictures_say_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("plain")
     (tmp_path / "slide.mrxs").write_bytes(b"\xff\xd8\xff")
     write_tiff(tmp_path / "stack.tif", noise(5, 20, 20), photometric="minisblack", metadata={"axes": "ZYX"})
@@ -669,7 +812,8 @@ def test_files_that_are_no_pictures_say_what_to_do(tmp_path):
         open_image(tmp_path / "nowhere" / "missing.tif")
     with pytest.raises(ValueError, match=r"notes\.txt starts with b'plain'"):
         open_image(tmp_path / "notes.txt")
-    with pytest.raises(ValueError, match="tiffslide or openslide"):
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    with pytest.raises(ImportError, match=r"slide.mrxs: .* needs OpenSlide.*sthisto\[slides\]"):
         open_image(tmp_path / "slide.mrxs")
     with pytest.raises(ValueError, match="one plane is wanted; found axes ZYX"):
         open_image(tmp_path / "stack.tif")

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from scipy.spatial import KDTree
 
 import sthisto
-from sthisto.images import open_image, tissue_points
+from sthisto.images import is_blank, open_image, tissue_points, tissue_share
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 PINK = (205, 130, 190)
@@ -107,3 +107,23 @@ def test_real_sections_are_covered_where_their_spots_are(name):
     points = tissue_points(open_image(folder / f"{name}.jpg"), pitch / 2)
     assert (KDTree(points).query(spots)[0] < 0.75 * pitch).mean() > 0.98
     assert (KDTree(spots).query(points)[0] < pitch * 1.2).mean() > 0.98
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_one_color_is_blank_whatever_its_form(value):
+    pixels = np.full((60, 80, 3), value, np.uint8)
+    noisy = np.clip(pixels + np.random.default_rng(0).integers(-3, 4, pixels.shape), 0, 255).astype(np.uint8)
+    opaque = np.dstack([pixels, np.full((60, 80), 255, np.uint8)])
+    assert all(is_blank(open_image(image)) for image in (pixels, opaque, pixels / 255, noisy))
+    pixels[20:40, 20:40] = 180
+    assert not is_blank(open_image(pixels))
+
+
+def test_share_of_points_on_tissue():
+    pixels = np.full((300, 400, 3), 244, np.uint8)
+    pixels[:, :200] = [180, 110, 170]
+    image = open_image(pixels)
+    xy = np.column_stack([np.linspace(5, 395, 40), np.full(40, 150.0)])
+    assert tissue_share(image, xy) == pytest.approx(0.5, abs=0.03)
+    assert tissue_share(image, xy + np.array([200, 0])) < 0.03
+    assert tissue_share(image, [[-50, 10], [100, 10]]) == 0.5

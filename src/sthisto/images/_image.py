@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,10 @@ class Image:
         Micrometers per full-resolution pixel, ``None`` where unknown.
     source
         The path as it was given, empty for arrays.
+    white
+        Value of white in integer pixels; ``None`` for the largest of their type.
+    alpha
+        Meaning of the last of 2 or 4 samples: ``"straight"`` or ``"premultiplied"`` alpha, or ``"none"``.
 
     Raises
     ------
@@ -55,6 +59,8 @@ class Image:
     scales: tuple[float, ...]
     mpp: float | None
     source: str
+    white: int | None = None
+    alpha: Literal["straight", "premultiplied", "none"] = "straight"
 
     def __post_init__(self) -> None:
         sizes = [level_size(level) for level in self.levels]
@@ -86,8 +92,8 @@ class Image:
         top, bottom, left, right = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
         pixels = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
         if top < bottom and left < right:
-            part = self._stored(level, top, bottom, left, right)
-            pixels[top - y0 : bottom - y0, left - x0 : right - x0] = _rgb(part)
+            part = self.stored(level, top, bottom, left, right)
+            pixels[top - y0 : bottom - y0, left - x0 : right - x0] = self._rgb(part)
         return pixels
 
     def thumbnail(self, max_side: int = 2000) -> tuple[NDArray[np.uint8], float]:
@@ -139,7 +145,7 @@ class Image:
             stripes = list(pool.map(stripe, range(0, width, 64)))
         return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
 
-    def _stored(self, level: int, *box: int) -> NDArray[Any]:
+    def stored(self, level: int, *box: int) -> NDArray[Any]:
         """Pixels of a box inside a level as stored, (h, w) or (h, w, c)."""
         stored = self.levels[level]
         top, bottom, left, right = box
@@ -150,6 +156,17 @@ class Image:
         except (LookupError, RuntimeError) as error:  # raised by decoders and incomplete indices
             where = f"rows {top} to {bottom}, columns {left} to {right}, level {level} of {self.source or 'the image'}"
             raise OSError(f"Damaged pixels at {where}: {error}. Copy or export the file again.") from error
+
+    def _rgb(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """(h, w) or (h, w, 1 to 4) of any accepted type as uint8 that broadcasts to (h, w, 3)."""
+        eight = _eight_bit(pixels if pixels.ndim == 3 else pixels[:, :, None], self.white)
+        if eight.shape[2] in {1, 3}:
+            return eight
+        color, alpha = eight[:, :, :-1], eight[:, :, -1:].astype(np.uint16)  # 255 * 255 + 127 fits
+        if self.alpha == "none":
+            return color
+        over_white = (255 - alpha) + (color if self.alpha == "premultiplied" else (color * alpha + 127) // 255)
+        return np.asarray(np.minimum(over_white, 255), np.uint8)
 
     def _bands(self, level: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Bands of whole chunks of a level from top to bottom, each with its first row."""
@@ -185,9 +202,10 @@ def block_edges(stored: Any) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 def _grouped(chunks: int | tuple[int, ...], side: int) -> NDArray[np.intp]:
     """Borders of chunks (one size as in zarr, every size as in dask), thinned to steps of ``MIN_BLOCK`` or more."""
-    ends = np.cumsum(chunks) if isinstance(chunks, tuple) else np.arange(chunks, side + chunks, chunks)
+    if not isinstance(chunks, tuple):
+        return np.append(np.arange(0, side, chunks * -(-MIN_BLOCK // chunks)), side)
     borders = [0]
-    for end in ends:
+    for end in np.cumsum(chunks):
         if end - borders[-1] >= MIN_BLOCK or end >= side:
             borders.append(min(int(end), side))
     return np.array(borders, np.intp)
@@ -205,22 +223,15 @@ def resized(
     return np.asarray(source.resize((width, height), Pillow.Resampling.BILINEAR, box))
 
 
-def _rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """(h, w) or (h, w, 1 to 4) of any accepted type as uint8 that broadcasts to (h, w, 3)."""
-    eight = _eight_bit(pixels if pixels.ndim == 3 else pixels[:, :, None])
-    if eight.shape[2] in {1, 3}:
-        return eight
-    alpha = eight[:, :, -1:].astype(np.uint16)
-    over_white = (eight[:, :, :-1] * alpha + (255 - alpha) * 255 + 127) // 255  # at most 255 * 255 + 127: fits
-    return over_white.astype(np.uint8)
-
-
-def _eight_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
+def _eight_bit(pixels: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
+    kind, full = pixels.dtype.kind, white or (255 if pixels.dtype.itemsize == 1 else 65535)
+    if kind == "u" and full == 255 and pixels.dtype == np.uint8:
         return pixels
-    if pixels.dtype.kind == "u":  # 16 bit of either byte order
+    if kind == "u" and full == 65535:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if pixels.dtype != bool and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
+    if kind == "u":
+        return np.asarray(np.rint(np.minimum(pixels, full) * np.float32(255 / full)), np.uint8)
+    if kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         low, high = pixels.min(), pixels.max()
-        raise ValueError(f"Float pixels have to lie in [0, 1]; found {low} to {high}. Divide by the white level first.")
+        raise ValueError(f"Float pixels have to be in [0, 1]; found {low} to {high}. Divide by the white level first.")
     return np.rint(pixels * np.float32(255)).astype(np.uint8)

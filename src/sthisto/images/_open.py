@@ -1,8 +1,11 @@
 """From a path or an array to an :class:`Image`."""
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto.images._image import Image, level_size
-from sthisto.images._tiff import CONVERT, open_tiff
+from sthisto.images._slide import FORMATS, open_slide
+from sthisto.images._tiff import open_tiff, refuse_large
 
-Opened = tuple[list[Any], float | None]  # levels, and micrometers per pixel of the first
+logger = logging.getLogger("sthisto")
+
+Opened = tuple[list[Any], dict[str, Any]]  # levels, and what the file states: mpp of the first, white, alpha
 _MICROMETERS = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-_SLIDE_FORMATS = {".mrxs", ".vms", ".vmu", ".czi", ".dcm", ".vsi"}  # .mrxs starts as a JPEG, which is only a label
+WHITE_LEVELS = (255, 1023, 4095, 16383)  # of 8, 10, 12 and 14 bits in 16
 
 
-def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> Image:
+def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None, max_pixels: int = 2**30) -> Image:
     """Open an image of tissue, lazily where its format allows.
 
     Images come as files of many formats and as arrays of many libraries; the rest of the package sees one type. TIFF
@@ -27,15 +33,19 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
     Parameters
     ----------
     source
-        Path of a JPEG, a PNG, a TIFF (also BigTIFF, OME-TIFF, SVS; striped, tiled or pyramidal) or a zarr folder
-        (an array or an OME-Zarr image); a numpy, zarr or dask array; an xarray ``DataArray`` or multiscale
-        ``DataTree``; a list of such arrays, finest level first; an :class:`Image`, which is returned as it is.
+        Path of a JPEG, a PNG, a TIFF (also BigTIFF, OME-TIFF, SVS; striped, tiled or pyramidal), a slide that OpenSlide
+        reads (the extra ``slides``: MIRAX, Hamamatsu, Leica, Ventana, DICOM and others) or a zarr folder (an array or
+        an OME-Zarr image); a numpy, zarr or dask array or torch tensor; an xarray ``DataArray`` or multiscale
+        ``DataTree``; a squidpy ``ImageContainer`` of one image; a list of arrays, finest level first; an
+        :class:`Image`, which is returned as it is.
     scale
         Pixels of ``source`` per full-resolution pixel: ``tissue_hires_scalef`` for a hires image.
     mpp
         Micrometers per full-resolution pixel. ``None`` takes it from the file: physical pixel sizes of OME, Aperio's
         "MPP", resolution tags of a TIFF between 0.05 and 20 um (72 dpi means nothing). A file states the size of its
         own pixels, which ``scale`` converts to full-resolution pixels.
+    max_pixels
+        Images with more pixels are refused where they have to be decoded whole, as small files can hold huge images.
 
     Returns
     -------
@@ -46,9 +56,12 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
     FileNotFoundError
         Nothing at the path.
     ValueError
-        No image, a damaged one, or one of a format that is not read; ``scale`` or ``mpp`` not positive.
+        No image, a damaged one, or one of a format that is not read; more than ``max_pixels``; ``scale`` or ``mpp`` not
+        positive.
     TypeError
         Neither a path nor an array.
+    ImportError
+        The format needs the extra ``slides``.
 
     Examples
     --------
@@ -62,13 +75,37 @@ def open_image(source: Any, *, scale: float = 1.0, mpp: float | None = None) -> 
             raise ValueError(f"An Image has its scale already; scale={scale} would contradict it.")
         return source if mpp is None else replace(source, mpp=mpp)
     is_path = isinstance(source, str | os.PathLike)
-    levels, own_mpp = _open_path(Path(source)) if is_path else (_from_arrays(source), None)
+    levels, stated = _open_path(Path(source), max_pixels) if is_path else _from_arrays(source)
+    scale *= stated.pop("scale", 1.0)
     sizes = [level_size(level) for level in levels]
     stretched = hasattr(source, "children")  # levels of an xarray tree, as spatialdata makes them
     scales = tuple(scale / _shrinkage(sizes[0], size, stretched=stretched) for size in sizes)
+    own_mpp = stated.pop("mpp", None)
     if mpp is None and own_mpp is not None:
         mpp = own_mpp * scale
-    return Image(tuple(levels), scales, mpp, os.fspath(source) if is_path else "")
+    image = Image(tuple(levels), scales, mpp, os.fspath(source) if is_path else "", **stated)
+    return image if image.white else replace(image, white=_white_level(image))
+
+
+def _white_level(image: Image) -> int | None:
+    """White of 16-bit pixels whose values have fewer bits, by samples of the coarsest level; ``None`` otherwise."""
+    stored, level = image.levels[-1], len(image.levels) - 1
+    if np.dtype(stored.dtype).newbyteorder("=") != np.uint16:
+        return None
+    height, width = level_size(stored)
+    corners = product(range(0, height, max(512, height // 8)), range(0, width, max(512, width // 8)))
+    blocks = (image.stored(level, y, min(y + 512, height), x, min(x + 512, width)) for y, x in corners)
+    highest = max(int(block.max()) for block in blocks)
+    white = next((level for level in WHITE_LEVELS if highest <= level), None)
+    if not highest or white is None:
+        return None
+    logger.warning(
+        "%s: 16-bit pixels with values up to %d; %d is taken for white. Pass 8-bit pixels if that is wrong.",
+        image.source or "the image",
+        highest,
+        white,
+    )
+    return white
 
 
 def _shrinkage(finest: tuple[int, int], size: tuple[int, int], *, stretched: bool) -> float:
@@ -87,22 +124,24 @@ def _shrinkage(finest: tuple[int, int], size: tuple[int, int], *, stretched: boo
     return mean
 
 
-def _open_path(path: Path) -> Opened:
-    """Choose the reader by the first bytes of the file, not by its name."""
+def _open_path(path: Path, max_pixels: int) -> Opened:
+    """Choose the reader by the first bytes of the file; by its name for the formats of scanners."""
     if not path.exists():
         raise FileNotFoundError(f"No image at {path}; {_listing(path.parent)}.")
     if path.is_dir():
         return _open_zarr(path)
-    if path.suffix.lower() in _SLIDE_FORMATS:
-        raise ValueError(f"{path}: slides of the format {path.suffix} are not read; {CONVERT}.")
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder (a pipe or device?). Pass a file.")
+    if path.suffix.lower() in FORMATS:
+        return open_slide(path)
     with path.open("rb") as file:
         start = file.read(8)
     if start[:2] in {b"II", b"MM"}:
-        return open_tiff(path)
+        return open_tiff(path, max_pixels)
     if start[:3] == b"\xff\xd8\xff":
-        return [_read_jpeg(path)], None
+        return [_read_jpeg(path, max_pixels)], {}
     if start == b"\x89PNG\r\n\x1a\n":
-        return [_read_png(path)], None
+        return [_read_png(path, max_pixels)], {}
     raise ValueError(f"{path} starts with {start!r}: no TIFF, JPEG, PNG or zarr folder. Convert it to one of them.")
 
 
@@ -114,7 +153,7 @@ def _listing(folder: Path) -> str:
     return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
 
 
-def _read_jpeg(path: Path) -> NDArray[Any]:
+def _read_jpeg(path: Path, max_pixels: int) -> NDArray[Any]:
     """Decode without Pillow, which needs three times the memory."""
     import imagecodecs  # noqa: PLC0415
 
@@ -123,6 +162,9 @@ def _read_jpeg(path: Path) -> NDArray[Any]:
     # marker after its last start of scan.
     if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError(f"{path} is truncated: the JPEG has no end. Copy or export the file again.")
+    frame = re.search(rb"\xff[\xc0-\xc3][\s\S]{3}([\s\S]{4})", data)  # height and width in the start of frame
+    if frame:
+        refuse_large(path, int.from_bytes(frame[1][:2]), int.from_bytes(frame[1][2:]), max_pixels)
     try:
         pixels: NDArray[Any] = imagecodecs.jpeg8_decode(data)
     except imagecodecs.Jpeg8Error as error:
@@ -135,12 +177,14 @@ def _read_jpeg(path: Path) -> NDArray[Any]:
     return pixels
 
 
-def _read_png(path: Path) -> NDArray[Any]:
+def _read_png(path: Path, max_pixels: int) -> NDArray[Any]:
     """Decode at the file's depth, which Pillow does not for 16-bit color."""
     import imagecodecs  # noqa: PLC0415
 
+    data = path.read_bytes()
+    refuse_large(path, int.from_bytes(data[20:24]), int.from_bytes(data[16:20]), max_pixels)
     try:
-        pixels: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
+        pixels: NDArray[Any] = imagecodecs.png_decode(data)
     except imagecodecs.PngError as error:
         raise ValueError(f"{path} could not be read as a PNG: {error}. Copy or export the file again.") from error
     return pixels
@@ -155,7 +199,7 @@ def _open_zarr(path: Path) -> Opened:
     except FileNotFoundError as error:
         raise ValueError(f"{path} is a folder but no zarr array or group; {_listing(path)}.") from error
     if isinstance(node, zarr.Array):
-        return [node], None
+        return [node], {}
     attributes: Any = node.attrs.get("ome", node.attrs)
     if "multiscales" not in attributes:
         held = sorted(node.keys())
@@ -163,7 +207,7 @@ def _open_zarr(path: Path) -> Opened:
     image = attributes["multiscales"][0]
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in image.get("axes", "tczyx")]
     levels = [_plane(node[dataset["path"]], [axis["name"] for axis in axes]) for dataset in image["datasets"]]
-    return levels, _ome_zarr_mpp(image, axes)
+    return levels, {"mpp": _ome_zarr_mpp(image, axes)}
 
 
 def _plane(array: Any, axes: list[str]) -> Any:
@@ -188,11 +232,13 @@ def _ome_zarr_mpp(image: Mapping[str, Any], axes: list[dict[str, str]]) -> float
     return float(np.prod(scales) * unit) if unit and scales else None
 
 
-def _from_arrays(source: Any) -> list[Any]:
-    """Levels of an array, a list of arrays or an xarray tree."""
+def _from_arrays(source: Any) -> Opened:
+    """Levels of an array, a list of arrays, an xarray tree or an ImageContainer, which states its scale."""
+    if hasattr(getattr(source, "data", None), "data_vars"):  # squidpy
+        return [_from_array(source.data)], {"scale": float(source.data.attrs.get("scale", 1.0))}
     children = getattr(source, "children", None)
     parts = source if isinstance(source, list | tuple) else list(children.values()) if children else [source]
-    return [_from_array(part) for part in parts]
+    return [_from_array(part) for part in parts], {}
 
 
 def _from_array(array: Any) -> Any:
@@ -200,15 +246,17 @@ def _from_array(array: Any) -> Any:
     if hasattr(array, "data_vars"):
         names = list(array.data_vars)
         if len(names) != 1:
-            raise ValueError(f"A level has to hold one image; found {names}.")
+            raise ValueError(f"A level has to hold one image; found {names}. Pass one of them, source[name].")
         array = array[names[0]]
+    if hasattr(array, "detach") and hasattr(array, "numpy"):  # torch
+        return array.detach().cpu().numpy()
     if hasattr(array, "dims") and hasattr(array, "isel"):
+        array = array.rename({name: "c" for name in array.dims if str(name).startswith("channel")})
         extra = {name: size for name, size in array.sizes.items() if name not in {"c", "y", "x"}}
         if any(size > 1 for size in extra.values()) or not {"y", "x"} <= set(array.dims):
             found = dict(array.sizes)
             raise ValueError(f"Dimensions y, x and, for color, c are wanted; found {found}. Select a plane or rename.")
         return array.isel(dict.fromkeys(extra, 0)).transpose("y", "x", "c", missing_dims="ignore").data
     if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
-        msg = f"An image is a path, an array or a list of arrays; found {type(array).__name__}. np.asarray may help."
-        raise TypeError(msg)
+        raise TypeError(f"An image is a path, an array or a list of arrays; found {type(array).__name__}.")
     return array

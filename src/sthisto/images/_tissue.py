@@ -15,6 +15,7 @@ STAINED = 0.85  # of the background's darkest color: below it there is stain
 BLACK = 40  # of the brightest color: the border of a scan
 SPECK = 0.01  # share of all tissue below which a piece is dust
 MARGIN = 0.01  # of the image's side: spots at the border of a capture area may be a little outside the scan
+NOISE = 8  # of 255: range of the colors of an image without content
 POINTS = 500  # that are enough to distinguish tissue from background
 
 
@@ -85,6 +86,48 @@ def _tissue_mask(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     kept &= stained | ~stained[1:].any()  # shadows are gray; in a gray image all is
     kept[0] = False
     return np.asarray(kept[pieces])
+
+
+def is_blank(image: Image) -> bool:
+    """Whether an image shows nothing: one color throughout, up to noise.
+
+    Examples
+    --------
+    >>> from sthisto.images import open_image
+    >>> is_blank(open_image(np.full((80, 100, 3), 255, np.uint8)))
+    True
+    """
+    small, _ = image.thumbnail(500)
+    return bool(np.ptp(small, axis=(0, 1)).max() <= NOISE)  # channel by channel: opaque black has two values
+
+
+def tissue_share(image: Image, xy: ArrayLike) -> float:
+    """Share of points on tissue, by the mask that :func:`tissue_points` uses.
+
+    Parameters
+    ----------
+    image
+        The stained section.
+    xy
+        (n, 2) full-resolution pixels, x then y.
+
+    Returns
+    -------
+    Number from 0 to 1; points outside the image are not on tissue, NaN without points.
+
+    Examples
+    --------
+    >>> from sthisto.images import open_image
+    >>> pixels = np.full((80, 100, 3), 245, np.uint8)
+    >>> pixels[20:60, 40:80] = [190, 120, 180]
+    >>> tissue_share(open_image(pixels), [[60, 40], [10, 10]])
+    0.5
+    """
+    points = as_points(xy)
+    small, scale = image.thumbnail(1000)
+    mask = np.pad(_tissue_mask(small), 1)
+    x, y = np.clip(np.floor(points * scale).astype(np.intp) + 1, 0, np.array(mask.shape[::-1]) - 1).T
+    return float(mask[y, x].mean()) if len(points) else float("nan")
 
 
 def check_scale(image: Image, xy: ArrayLike) -> None:
