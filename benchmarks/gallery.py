@@ -100,8 +100,9 @@ def section(name: str, data: Path) -> AnnData:
 
 
 def dense_map(adata: AnnData, grid: int) -> AnnData:
-    """Fit, denoise the spots, and predict between them."""
+    """Fit, test the genes, denoise the spots, and predict between them."""
     sthisto.tl.fit(adata)
+    sthisto.tl.test_genes(adata)
     sthisto.tl.predict(adata)
     return sthisto.tl.upsample(adata, grid)
 

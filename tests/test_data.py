@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from sthisto import _data, grids
+from sthisto._data._store import not_logarithmic
 
 REAL = ["dlpfc/151673.h5ad", "her2st/B4.h5ad", "her2st/C2.h5ad", "her2st/C3.h5ad", "mob/MOB1.h5ad", "mob/MOB2.h5ad"]
 
@@ -265,3 +266,10 @@ def test_writing_keeps_what_was_there(section):
     _data.write_fit(section, "two", a_fit())
     assert set(section.uns["sthisto"]) == {"features", "fit"}
     assert set(section.uns["sthisto"]["fit"]) == {"one", "two"}
+
+
+def test_predictions_with_values_close_to_zero_are_no_multiples_of_the_smallest():
+    values = np.random.default_rng(0).lognormal(0, 1, (500, 20)).astype(np.float32)
+    values[0, 0] = 1e-5
+    assert not not_logarithmic(values)
+    assert "multiples of 0.25" in not_logarithmic(np.random.default_rng(0).poisson(5, (500, 20)).astype(np.float32) / 4)

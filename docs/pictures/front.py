@@ -40,6 +40,7 @@ def main() -> None:
     adata.var.loc[list(GENES.values()), "highly_variable"] = True
     sthisto.pp.extract_features(adata)
     sthisto.tl.fit(adata)
+    sthisto.tl.test_genes(adata)
     dense = sthisto.tl.upsample(adata, 2)
     figure = sthisto.pl.genes(adata, list(GENES.values()), dense=dense, image="panel", return_fig=True)
     figure.savefig(PICTURE.with_suffix(".png"), dpi=200, bbox_inches="tight")

@@ -173,7 +173,8 @@ def not_logarithmic(values: NDArray[np.float32]) -> str:
     if largest > 1 and len(positive):
         smallest = positive.min()
         steps = positive[:: -(-len(positive) // 100_000)] / smallest
-        if smallest < 1 and np.abs(steps - np.rint(steps)).max() < 1e-3 * steps.max() ** 0.5 and steps.max() >= 3:
+        rounding = min(0.1, 1e-3 * steps.max() ** 0.5)  # any number is within .5 of a whole one
+        if smallest < 1 and np.abs(steps - np.rint(steps)).max() < rounding and steps.max() >= 3:
             return f"holds multiples of {smallest:.3g}, as counts that were scaled but not logarithmized"
     return ""
 

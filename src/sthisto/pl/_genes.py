@@ -66,7 +66,7 @@ def genes(
     One color scale for all panels shows what the prediction adds and what it smooths away. Spots are discs of their
     true diameter. Dense points, bins of Visium HD and the spots of arrays more than 40 spots wide are the cells of
     their lattice, without gaps. The title has the gene's correlation on held-out spots where
-    :func:`sthisto.tl.fit` measured it, and a warning where that is below 0.1, or where image features predict the gene
+    :func:`sthisto.tl.test_genes` measured it, and a warning where that is below 0.1, or where image features predict the gene
     no better than they predict random patterns of the same smoothness (q of 0.05 or more).
 
     Parameters
