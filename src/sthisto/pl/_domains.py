@@ -208,8 +208,9 @@ def _title(labels: Labels, reference: Labels | None, section: str) -> str:
 
 
 def _legend_columns(labels: Labels) -> int:
-    """As many names in a row as fit below a panel."""
-    return max(1, min(4, 28 // (4 + max(map(len, labels.categories)))))
+    """Names in a row: as many as fit below a panel, in rows of equal length."""
+    n, most = len(labels.categories), max(1, min(4, 28 // (4 + max(map(len, labels.categories)))))
+    return -(-n // -(-n // most))
 
 
 def _legend_rows(labels: Labels) -> int:

@@ -13,7 +13,7 @@ from scipy import sparse
 from sthisto import _data
 from sthisto._messages import near
 from sthisto.pl._colors import WARNING, color_map, color_norm, extension
-from sthisto.pl._panels import BACKGROUND_ALPHA, AxesGiven, ImageOption, PanelGrid, panel_grid, root_figure
+from sthisto.pl._panels import BACKGROUND_ALPHA, LABEL_PAD, AxesGiven, ImageOption, PanelGrid, panel_grid, root_figure
 from sthisto.pl._spots import Rows, SpotPatches, frame_of
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _draw_map(ax: "Axes", drawn: GeneMap, gene: int, style: dict[str, Any]) -> A
     outside = drawn.patches.keep(hatched)
     outside.draw(ax, array=values[hatched], **{**style, "opacity": FADED * style["opacity"]})
     outside.draw(ax, facecolors="none", edgecolors="0.2", hatch="//////")
-    ax.set_xlabel(f"{drawn.name}\n(hatched: outside the training domain)")
+    ax.set_xlabel(f"{drawn.name}\n(hatched: outside the training domain)", labelpad=LABEL_PAD)
     return drawn.patches.keep(~hatched).draw(ax, array=values[~hatched], **style)
 
 

@@ -22,6 +22,7 @@ ImageOption: TypeAlias = bool | Literal["panel"]
 PANEL_INCHES = 3.6
 MIN_PANEL_INCHES = 1.2
 NARROW_INCHES = 3.0
+LABEL_PAD = 20  # points: a label below the scale bar
 FIGURE_INCHES = 9.0  # the width of a notebook
 TALL_INCHES = 14.0  # blocks move side by side rather than make a figure taller
 COLORBAR_INCHES = 0.75
@@ -72,7 +73,7 @@ def panel_grid(
     for number, (name, block) in enumerate(zip(list(frames) * repeats, blocks, strict=True)):
         for panel in block:
             _set_frame(panel, frames[name])
-            panel.xaxis.labelpad = 20 if narrow else 4  # below the scale bar, where there is no room next to it
+            panel.xaxis.labelpad = LABEL_PAD if narrow else 4
         for panel in block[:1] if own_panel else block:
             _draw_image(panel, images.get(name), 1.0 if own_panel else image_alpha)
         if number < len(frames):
