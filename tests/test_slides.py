@@ -1,7 +1,5 @@
 """Slides of scanners, read by OpenSlide behind the same record as every image."""
 
-import shutil
-import struct
 import sys
 import tracemalloc
 from pathlib import Path

@@ -9,7 +9,7 @@ import numpy as np
 
 from sthisto import _data
 from sthisto._data import FeatureMetadata, SectionImage
-from sthisto.encoders import Encoder, has_tokens, load, record
+from sthisto.encoders import Encoder, has_tokens, load, read_features, record
 from sthisto.encoders._encode import encode, no_tokens
 from sthisto.images import Image
 
@@ -164,3 +164,63 @@ def _refuse_larger(side_um: float, um: float, image: Image) -> None:
             f"a patch of {side_um:g} um is {side_um / um:.0f} px at {um:.4g} um/px, but the image is only {width:.6g} "
             f"wide and {height:.6g} high. Correct mpp= (or pitch_um=), or take a smaller patch_um=."
         )
+
+
+def import_features(
+    adata: "AnnData",
+    source: Any,
+    *,
+    key: str | None = None,
+    library_key: str | None = None,
+    max_distance: float | None = None,
+    key_added: str = "X_histo",
+) -> None:
+    """Import image features that another tool extracted: TRIDENT, CLAM or LazySlide.
+
+    Each spot takes the features of the patch around it. Tables of another slide or scale are refused. As how they were
+    made is not recorded, a dense map needs features of its points, too: ``sthisto.tl.upsample(..., features=)``.
+
+    Parameters
+    ----------
+    adata
+        Section with spot centers in ``obsm["spatial"]``: (n, 2) full-resolution pixels, x then y.
+    source
+        Path of an h5 file with ``features`` and ``coords``, or a WSIData, or ``{section: source}`` for several.
+    key
+        Name of the table in a WSIData that has several.
+    library_key
+        Column of ``obs`` that names the section of each spot, where there are several.
+    max_distance
+        Largest distance along x or y from a spot to the center of its patch, pixels; half a patch where not given.
+    key_added
+        Name of the result in ``obsm``.
+
+    Returns
+    -------
+    Nothing. Writes
+
+    ``obsm[key_added]`` : (n, d) float32, one row per spot
+
+    Raises
+    ------
+    KeyError
+        No spot coordinates, no source for a section, no such table.
+    ValueError
+        Spots outside their patches; sections with different numbers of features.
+    """
+    _data.check_key(key_added)
+    sections = _data.read_sections(adata, library_key)
+    sources = source if isinstance(source, dict) else dict.fromkeys(sections, source)
+    if set(sections) - set(sources) or (len(sections) > 1 and not isinstance(source, dict)):
+        raise KeyError(f"source has to be a dict with one source for each of the sections {', '.join(sections)}.")
+    parts = {
+        name: read_features(sources[name], section.xy, key=key, max_distance=max_distance)
+        for name, section in sections.items()
+    }
+    widths = {name: part.shape[1] for name, part in parts.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"sections have different numbers of features: {widths}. Import those of one encoder.")
+    features = np.empty((adata.n_obs, *set(widths.values())), np.float32)
+    for name, section in sections.items():
+        features[section.rows] = parts[name]
+    _data.write(adata, obsm={key_added: features})

@@ -24,6 +24,7 @@ from sthisto.encoders._protocols import (
     missing_parts,
 )
 from sthisto.encoders._registry import ENCODERS, EncoderSpec, Pooling, is_redistributable
+from sthisto.encoders._tables import read_features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,7 @@ __all__ = [
     "has_tokens",
     "has_weights",
     "load",
+    "read_features",
     "record",
     "restore",
     "table",
