@@ -111,6 +111,8 @@ KILLED = """
     _cache.EVERY = 0.0
 
     class Slow(Blurred):
+        batch_size = 4
+
         def tokens(self, patches):
             time.sleep(0.03)
             return super().tokens(patches)
@@ -118,7 +120,7 @@ KILLED = """
     adata = datasets.synthetic(150, n_genes=10, random_state=4)
     for dense in (False, True):
         cache = {cache!r} + str(dense)
-        pp.extract_features(adata, Slow(), dense=dense, batch_size=4, cache=cache, key_added=str(dense))
+        pp.extract_features(adata, Slow(), dense=dense, cache=cache, key_added=str(dense))
     np.savez({out!r}, **adata.obsm)
 """
 
@@ -144,7 +146,7 @@ def test_killed_three_times(tmp_path):
     subprocess.run([sys.executable, script], check=True, capture_output=True)
     adata = datasets.synthetic(150, n_genes=10, random_state=4)
     for dense in (False, True):
-        pp.extract_features(adata, Blurred(), dense=dense, batch_size=4)
+        pp.extract_features(adata, Blurred(), dense=dense)
         assert_array_equal(np.load(out)[str(dense)], adata.obsm["X_histo"], strict=True)
 
 

@@ -1,9 +1,11 @@
 """Networks as encoders: the laws, the pooling, the forward pass, and records that bring them back."""
 
+import importlib.machinery
 import json
 import logging
 import shutil
 import sys
+import types
 import warnings
 from dataclasses import replace
 from hashlib import sha256
@@ -35,7 +37,9 @@ PUBLISHED = {
     "h-optimus-0": (224, 1135, 14),
     "h-optimus-1": (224, 1135, 14),
     "h0-mini": (224, 86, 14),
+    "virchow": (224, 631, 14),
     "virchow2": (224, 631, 14),
+    "openmidnight": (224, 1135, 14),
     "gigapath": (224, 1135, 16),
     "kaiko-b8": (224, 86, 8),
     "kaiko-s16": (224, 22, 16),
@@ -100,12 +104,22 @@ def test_an_entry_is_what_its_authors_published(name):
 
 
 def test_the_registry_has_what_it_should():
-    assert set(NETWORKS) == {*PUBLISHED, "phikon-v2"}
+    assert set(NETWORKS) == {*PUBLISHED, "midnight", "phikon-v2"}
     gated = {name for name in NETWORKS if ENCODERS[name].gated}
-    assert gated == {"uni", "uni2-h", "h-optimus-1", "h0-mini", "virchow2", "gigapath"}
+    assert gated == {"uni", "uni2-h", "h-optimus-1", "h0-mini", "virchow", "virchow2", "openmidnight", "gigapath"}
     free = {name for name in NETWORKS if is_redistributable(ENCODERS[name].license, gated=ENCODERS[name].gated)}
-    assert free == {"h-optimus-0", "resnet50"}
+    assert free == {"h-optimus-0", "midnight", "resnet50"}
+    assert all(ENCODERS[name].parameters == millions for name, (_, millions, _) in PUBLISHED.items())
     assert all(ENCODERS[name].reference and "/" in ENCODERS[name].weights for name in NETWORKS)
+
+
+def test_the_table_is_sorted_by_score_and_says_what_may_be_used():
+    table = encoders.table()
+    assert list(table.index) == [*table["hest"].dropna().sort_values(ascending=False).index, "handcrafted"]
+    commercial = table.index[table["commercial"].eq(True)]  # noqa: FBT003
+    assert set(commercial) == {"h-optimus-0", "virchow", "midnight", "openmidnight", "resnet50", "handcrafted"}
+    assert set(table.index[table["commercial"].isna()]) == {"kaiko-b8", "kaiko-s16"}  # their cards have to be read
+    assert not table.loc[table["license"].str.contains("NC|non-commercial|research"), "commercial"].any()
 
 
 # UNI as it is
@@ -459,6 +473,36 @@ def test_networks_that_compute_something_while_they_are_built_are_built_in_full(
 def test_what_timm_cannot_build_is_said():
     with pytest.raises(ValueError, match="legs of 'vit_huge_patch14_224'"):
         timm_backbone("vit_huge_patch14_224", {"legs": 4})
+
+
+def test_models_of_lazyslide_are_loaded_by_name(monkeypatch):
+    """A package of this name with one image model, which takes an image and a batch as theirs do."""
+
+    class Model:
+        def to(self, device):
+            self.device = device
+
+        def get_transform(self):
+            return lambda patch: torch.from_numpy(patch.copy()).permute(2, 0, 1).float() / 255
+
+        def encode_image(self, batch):
+            return batch.mean(dim=(2, 3))
+
+    package = types.ModuleType("lazyslide_models")
+    package.__spec__ = importlib.machinery.ModuleSpec("lazyslide_models", None)
+    package.MODEL_REGISTRY = {"colors-of-a-patch": Model, "segmenter": object}
+    monkeypatch.setitem(sys.modules, "lazyslide_models", package)
+    for name in ("colors-of-a-patch", "lazyslide:colors-of-a-patch"):
+        encoder = encoders.load(name, batch_size=2, device="cpu")
+        assert (encoder.name, encoder.dim, encoder.batch_size) == ("lazyslide:colors-of-a-patch", 3, 2)
+    these = patches(5, 224)
+    np.testing.assert_allclose(encoder(these), these.mean((1, 2)) / 255, rtol=1e-4)
+    assert encoder(these[:0]).shape == (0, 3)
+    assert encoders.restore(encoders.record(encoder)).name == encoder.name
+    with pytest.raises(KeyError, match=r"no encoder 'segmenter'.*lazyslide_models"):
+        encoders.load("segmenter")
+    with pytest.raises(ValueError, match="takes no weights="):
+        encoders.load("colors-of-a-patch", weights="a.safetensors")
 
 
 def test_metadata_cannot_make_timm_unpickle_or_download(tmp_path, file, tiny):

@@ -102,6 +102,28 @@ def test_the_real_aperio_slide_is_the_same_by_both_readers():
         assert difference.mean() < 0.1
 
 
+def test_a_dicom_slide(tmp_path):
+    """A real one, which lacks the type of its image: it is refused as it is, and read with the type put in."""
+    source = DATA / "small.dcm"
+    if not source.exists():
+        pytest.skip("no real slides here")
+    with pytest.raises(
+        ValueError, match=r"small\.dcm: OpenSlide does not read this slide \(.*Couldn't get image flavor"
+    ):
+        open_image(source)
+    content, kind = source.read_bytes(), b"ORIGINAL\\PRIMARY\\VOLUME\\NONE"
+    at = content.index(b"\x08\x00\x16\x00UI")  # elements are sorted: (0008,0008) stands before (0008,0016)
+    element = b"\x08\x00\x08\x00CS" + len(kind + b" ").to_bytes(2, "little") + kind + b" "
+    (tmp_path / "slide.dcm").write_bytes(content[:at] + element + content[at:])
+    image, slide = open_image(tmp_path / "slide.dcm"), openslide.OpenSlide(tmp_path / "slide.dcm")
+    assert image.shape == (2638, 3236)
+    assert image.mpp is None
+    expected = over_white(slide.read_region((400, 700), 0, (300, 200)))
+    np.testing.assert_array_equal(image.read(0, 700, 900, 400, 700), expected)
+    [patch] = sample_patches(image, [[1000, 1000]], 224, 224)
+    np.testing.assert_array_equal(patch, over_white(slide.read_region((888, 888), 0, (224, 224))))
+
+
 def test_what_openslide_cannot_read_says_why(tmp_path):
     (tmp_path / "slide.mrxs").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ValueError, match=r"slide\.mrxs: OpenSlide does not read this slide \(.*\); convert"):

@@ -158,7 +158,7 @@ def test_gated_without_a_token(hub):
         "h-optimus-0",
     ):
         assert part in said
-    assert "Open to everyone are: handcrafted, h-optimus-0, kaiko-b8" in said
+    assert "Open to everyone are: handcrafted, h-optimus-0, midnight, kaiko-b8" in said
     assert "virchow2" not in said.split("Open")[1]
 
 

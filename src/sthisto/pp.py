@@ -207,6 +207,20 @@ def import_features(
         No spot coordinates, no source for a section, no such table.
     ValueError
         Spots outside their patches; sections with different numbers of features.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import h5py, sthisto
+    >>> adata = sthisto.datasets.synthetic()
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "features.h5")
+    >>> with h5py.File(path, "w") as file:
+    ...     file["features"] = np.ones((adata.n_obs, 8))
+    ...     file["coords"] = adata.obsm["spatial"] - 32
+    ...     file["coords"].attrs["patch_size_level0"] = 64
+    >>> sthisto.pp.import_features(adata, path, key_added="X_uni")
+    >>> adata.obsm["X_uni"].shape == (adata.n_obs, 8)
+    True
     """
     _data.check_key(key_added)
     sections = _data.read_sections(adata, library_key)

@@ -67,8 +67,9 @@ def load(
     ----------
     encoder
         Name in :data:`ENCODERS`; any other network that timm has on the Hub, by its name there; ``"hf-hub:owner/name"``
-        for a repository in the form of timm or transformers; a ``torch.nn.Module`` that takes colors (n, 3, h, w); or
-        an object that satisfies :class:`Encoder`, which is returned as it is.
+        for a repository in the form of timm or transformers; an image model of the package ``lazyslide_models``, by its
+        name there or ``"lazyslide:name"``; a ``torch.nn.Module`` that takes colors (n, 3, h, w); or an object that
+        satisfies :class:`Encoder`, which is returned as it is.
     weights
         Local file with the weights (safetensors, or a file of ``torch.save``), or a folder in the Hub's layout. The
         Hub and its cache where not given.
@@ -238,7 +239,7 @@ def restore(metadata: Mapping[str, Any], *, device: str | None = None, batch_siz
         sha256 = str(metadata.get("weights_sha256", ""))
         size = {} if batch_size is None else {"batch_size": checked_count("batch_size", batch_size)}
         return _call("from_record", provenance, weights, sha256, device=device, **size)
-    if provenance or name not in ENCODERS:
+    if provenance or not (name in ENCODERS or name.startswith("lazyslide:")):
         raise KeyError(
             f"encoder {name!r} was an object and cannot be loaded by name (names are {', '.join(sorted(ENCODERS))}): "
             "pass the object as encoder=."

@@ -6,12 +6,17 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from sthisto._training import pick_device
 from sthisto.encoders._architectures import (
     Backbone,
     classifier_of,
@@ -21,6 +26,7 @@ from sthisto.encoders._architectures import (
     transformers_backbone,
 )
 from sthisto.encoders._network import Forward, NetworkEncoder, make_encoder
+from sthisto.encoders._protocols import check_patches
 from sthisto.encoders._registry import ENCODERS, Color, EncoderSpec
 from sthisto.encoders._weights import CONFIGS, WeightFile, from_bytes, from_disk, from_hub, read, to_bytes
 
@@ -29,6 +35,7 @@ logger = logging.getLogger("sthisto")
 Source = str | PathLike[str]
 
 HUB = ("hf-hub:", "hf_hub:")
+LAZYSLIDE = "lazyslide:"
 MPP = 0.5  # um per pixel, as of most pathology models, for networks that state none
 
 
@@ -45,15 +52,59 @@ def from_registry(
 
 def from_name(
     name: str, *, weights: Source | None = None, revision: str | None = None, **options: Any
-) -> NetworkEncoder:
-    """Build a network that is not in the registry: ``hf-hub:owner/name``, or one of timm's by its name."""
+) -> "NetworkEncoder | LazySlideEncoder":
+    """Build a network that is not in the registry: of the Hub, of timm, or of lazyslide_models."""
     forward = Forward(**options)
     if name.startswith(HUB):
         repo_id, _, commit = name.split(":", 1)[1].partition("@")
         file = _weight_file(repo_id, weights, revision or commit or None)
         return _build(name, _hub_spec(name, file), forward, file)
+    models = _lazyslide_models()
+    if name.removeprefix(LAZYSLIDE) in models and (
+        name.startswith(LAZYSLIDE) or not import_optional("timm").is_model(name)
+    ):
+        if weights is not None or revision is not None:
+            raise ValueError(f"{name!r} is loaded by lazyslide_models, which takes no weights= and no revision=.")
+        return LazySlideEncoder(name.removeprefix(LAZYSLIDE), models[name.removeprefix(LAZYSLIDE)], forward)
     spec = _timm_spec(name)
     return _build(name, spec, forward, _weight_file(spec.weights or "", weights, revision))
+
+
+class LazySlideEncoder:
+    """An image model of lazyslide_models, with its own preprocessing, as :class:`sthisto.encoders.Encoder`."""
+
+    input_size = 224
+
+    def __init__(self, name: str, model: Any, forward: Forward) -> None:
+        if forward.pooling or forward.precision or forward.compile:
+            raise ValueError(f"{name!r} is run by lazyslide_models: pooling, precision and compile are its own.")
+        self.name = LAZYSLIDE + name
+        self.patch_um = self.input_size * MPP
+        self.batch_size = forward.batch_size
+        self.device = pick_device(forward.device)
+        self._model = model()
+        self._model.to(self.device)
+        self._transform = self._model.get_transform()
+        self.dim = self(np.zeros((1, self.input_size, self.input_size, 3), np.uint8)).shape[1]
+
+    def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (n, dim) float32 of RGB ``patches`` (n, 224, 224, 3) uint8."""
+        check_patches(patches, self.input_size)
+        features = [np.empty((0, getattr(self, "dim", 0)), np.float32)]
+        for start in range(0, len(patches), self.batch_size):
+            images = [self._transform(patch) for patch in patches[start : start + self.batch_size]]
+            with torch.inference_mode():
+                encoded = torch.as_tensor(self._model.encode_image(torch.stack(images).to(self.device)))
+            features.append(encoded.float().cpu().numpy())
+        return np.concatenate(features[1:] or features)
+
+
+def _lazyslide_models() -> Mapping[str, Any]:
+    """Image models of lazyslide_models by name, where it is installed."""
+    if find_spec("lazyslide_models") is None:
+        return {}
+    registry: Mapping[str, Any] = import_module("lazyslide_models").MODEL_REGISTRY
+    return {name: registry[name] for name in registry if hasattr(registry[name], "encode_image")}
 
 
 def from_module(
@@ -237,8 +288,9 @@ def _timm_spec(name: str) -> EncoderSpec:
         config = None
     if config is None:
         raise KeyError(
-            f"no encoder {name!r}. Names are {', '.join(sorted(ENCODERS))}, those of timm's networks, and "
-            "'hf-hub:owner/name'; a torch.nn.Module or an encoder object is accepted, too."
+            f"no encoder {name!r}. Names are {', '.join(sorted(ENCODERS))}, those of timm's networks and, where it is "
+            "installed, of lazyslide_models, and 'hf-hub:owner/name'; a torch.nn.Module or an encoder object is "
+            "accepted, too."
         )
     return EncoderSpec(
         dim=0,

@@ -50,6 +50,17 @@ def read_features(
         No such table, or no datasets of these names.
     ValueError
         Points outside their patches; sizes that do not agree; features that are not finite; an unknown patch size.
+
+    Examples
+    --------
+    >>> import tempfile, h5py
+    >>> path = Path(tempfile.mkdtemp(), "features.h5")
+    >>> with h5py.File(path, "w") as file:
+    ...     file["features"] = [[1.0, 2.0], [3.0, 4.0]]
+    ...     file["coords"] = [[0, 0], [64, 0]]
+    ...     file["coords"].attrs["patch_size_level0"] = 64
+    >>> read_features(path, [[100, 30]]).tolist()
+    [[3.0, 4.0]]
     """
     table = _from_h5(Path(source)) if isinstance(source, str | PathLike) else _from_wsidata(source, key)
     points = np.asarray(xy, np.float64)
