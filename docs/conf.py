@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 
 import latex2mathml.converter
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 from docutils import nodes
 
 import sthisto
@@ -22,6 +24,8 @@ from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
 
 HERE = Path(__file__).parent
+mpl.use("agg")
+mpl.rcParams["svg.hashsalt"] = "sthisto"  # equal figures in every build
 os.environ["COLUMNS"], os.environ["NO_COLOR"] = "79", "1"  # help texts that fit the text column
 
 project, author, copyright = "sthisto", "The sthisto developers", "The sthisto developers"
@@ -203,6 +207,27 @@ def unmark_prose(_app: object, _what: str, _name: str, _obj: object, _options: o
     lines[:] = [line.replace(f"*{PROSE}* -- ", "") for line in lines]
 
 
+def draw_benchmarks(_app: object) -> None:
+    """Draw the table of accuracy at random splits as a figure, so that both always agree."""
+    head, _, *rows = re.search(r"held out at random:\n\n((?:\|.*\n)+)", (HERE / "benchmarks.md").read_text())[
+        1
+    ].splitlines()
+    names = [cell.strip() for cell in head.strip("|").split("|")][1:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    fig, ax = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    models = [name for name in names if name not in {"ceiling", "gene means"}]
+    for number, model in enumerate(models):
+        scores = [float(row[1 + names.index(model)].split("/")[0]) for row in cells]
+        ax.bar([i + 0.16 * (number - 2) for i in range(len(cells))], scores, 0.15, label=model, color=f"C{number}")
+    for i, row in enumerate(cells):
+        ax.hlines(float(row[1 + names.index("ceiling")]), i - 0.42, i + 0.42, "0.3", "--", label="_" * i + "ceiling")
+    ax.set(xticks=range(len(cells)), xticklabels=[row[0] for row in cells], ylabel="Pearson r, held-out spots")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    fig.savefig(HERE / "generated" / "benchmarks.svg")
+    plt.close(fig)
+
+
 class Properties:
     """Keeps napoleon from reading "Radius, pixels: ..." of a property as a type and a text."""
 
@@ -245,6 +270,7 @@ def setup(app: object) -> None:
     app.connect("builder-inited", copy_tutorials, priority=100)  # before autosummary collects pages
     app.connect("builder-inited", write_help, priority=100)
     app.connect("builder-inited", write_registries, priority=101)
+    app.connect("builder-inited", draw_benchmarks, priority=101)
     app.connect("autodoc-process-docstring", mark_prose, priority=300)
     app.connect("autodoc-process-docstring", unmark_prose, priority=700)
     properties = Properties()

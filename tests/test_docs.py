@@ -93,7 +93,8 @@ def test_pages_and_figures_that_are_linked_exist():
             notebook = DOCS.parent / path.relative_to(DOCS).with_suffix(".ipynb")
             assert path.with_suffix(".md").exists() or notebook.exists(), f"{page.relative_to(DOCS)}: {target}"
         for picture in re.findall(r"```\{figure\} (\S+)", page.read_text()):
-            assert (page.parent / picture).stat().st_size < 200_000, picture
+            if not picture.startswith("generated/"):  # drawn by the build
+                assert (page.parent / picture).stat().st_size < 200_000, picture
 
 
 def test_every_command_is_on_the_command_line_page():

@@ -1,10 +1,10 @@
-"""Run the tutorials and keep what they show.
+"""Run the tutorials and store their outputs.
 
     python tutorials/execute.py [--data DIR] [--synthetic] [01_dense_map ...]
 
-A tutorial reads its section by file name from the folder it runs in. Here that is a temporary folder that shows the
-sections of the data folder; with ``--synthetic``, the cell that reads is replaced by the one in its metadata, which
-makes a synthetic section in its place, and nothing is kept: so the tests run it.
+Tutorials download their sections with ``sthisto.datasets``, once. With ``--data``, the cell that loads is replaced by
+the ``local`` one of its metadata, which reads files of that folder. With ``--synthetic``, it is replaced by the
+``synthetic`` one, and nothing is stored: the tests run it this way.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import nbformat
 from nbclient import NotebookClient
@@ -21,34 +22,34 @@ from nbformat import NotebookNode
 from PIL import Image
 
 HERE = Path(__file__).parent
-DATA = HERE.parents[1] / "shared" / "data"
-LIMIT = 600  # seconds of one cell, on a crowded machine
-LARGE = 100_000  # bytes of a picture; above, which means it shows tissue, it is kept as JPEG
+LIMIT = 600  # seconds per cell, on a busy machine
+LARGE = 100_000  # bytes of an image; larger ones, which show tissue, are stored as JPEG
 QUALITY = 85
-INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the notebook, whatever the caller draws on
+INLINE = "module://matplotlib_inline.backend_inline"  # figures go into the notebook, whatever backend the caller uses
 
 
-def execute(tutorial: NotebookNode, folder: Path, *, synthetic: bool) -> NotebookNode:
-    """Run a copy of a tutorial in a folder and return it, as shown but with what its cells gave."""
+def execute(
+    tutorial: NotebookNode, folder: Path, *, variant: Literal["source", "local", "synthetic"] = "source"
+) -> NotebookNode:
+    """Run a copy of a tutorial in a folder and return it, with its sources as shown and the outputs of the variant."""
     shown = [cell.source for cell in tutorial.cells]
     run = nbformat.from_dict(tutorial)
     for cell in run.cells:
-        if synthetic:
-            cell.source = cell.metadata.get("synthetic", cell.source)
+        cell.source = cell.metadata.get(variant, cell.source)
     client = NotebookClient(run, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": folder}})
-    client.execute(env={**os.environ, "MPLBACKEND": INLINE})
+    client.execute(env={**os.environ, "MPLBACKEND": INLINE, "TQDM_DISABLE": "1"})
     for cell, source in zip(run.cells, shown, strict=True):
         cell.source = source
         cell.metadata.pop("execution", None)  # times of day, different in every run
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                lighten(output.get("data", {}))
+                compress(output.get("data", {}))
     return run
 
 
-def lighten(shown: dict[str, str]) -> None:
-    """Keep a large picture as JPEG, a fifth of the size: notebooks live in the repository."""
+def compress(shown: dict[str, str]) -> None:
+    """Store a large image as JPEG, a fifth of the size: notebooks are part of the repository."""
     drawn = base64.b64decode(shown.get("image/png", ""))
     if len(drawn) > LARGE:
         smaller = BytesIO()
@@ -58,18 +59,19 @@ def lighten(shown: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Run those named, all by default."""
+    """Run the named tutorials, all by default."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("tutorials", nargs="*", default=[path.stem for path in sorted(HERE.glob("*.ipynb"))])
-    options.add_argument("--data", type=Path, default=DATA, help="folder of the real sections")
-    options.add_argument("--synthetic", action="store_true", help="on synthetic sections; keep nothing")
+    options.add_argument("--data", type=Path, help="folder with section files, for the local variant")
+    options.add_argument("--synthetic", action="store_true", help="on synthetic sections; store nothing")
     arguments = options.parse_args()
+    variant = "synthetic" if arguments.synthetic else "local" if arguments.data else "source"
     for name in arguments.tutorials:
         path, start = HERE / f"{name}.ipynb", time.perf_counter()
         with TemporaryDirectory() as folder:
-            for file in (*arguments.data.glob("*/*.h5ad"), *arguments.data.glob("*/*.jpg")):
+            for file in arguments.data.rglob("*.h5ad") if arguments.data else ():
                 (Path(folder) / file.name).symlink_to(file.resolve())
-            run = execute(nbformat.read(path, as_version=4), Path(folder), synthetic=arguments.synthetic)
+            run = execute(nbformat.read(path, as_version=4), Path(folder), variant=variant)
         if not arguments.synthetic:
             nbformat.write(run, path)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
