@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse, stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from sthisto import evaluation, grids, metrics, tl
+from sthisto import datasets, evaluation, grids, metrics, pp, tl
 from sthisto.cli import main
 from sthisto.evaluation import Dataset, Split, choose_genes, compare, score
 from sthisto.models import Section, build
@@ -471,3 +471,12 @@ def test_on_a_real_section_distance_beats_the_mean_and_no_one_the_noise(data):
     for split in ("random", "block"):
         assert 0.02 < mean(table, "idw", split=split) < mean(table, "ceiling", split=split) < 0.9
     assert mean(table, "idw", split="random") > mean(table, "idw", split="block")
+
+
+def test_repeats_are_numbered_and_differ():
+    adata = datasets.synthetic(n_spots=60, n_genes=10)
+    pp.extract_features(adata)
+    report = tl.evaluate(adata, ["idw"], split="random", n_repeats=2)
+    means = evaluation.gene_means(report, "pearson").query("model == 'idw'").set_index("repeat")["value"]
+    assert list(means.index) == [0, 1]
+    assert means[0] != means[1]

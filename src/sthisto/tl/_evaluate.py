@@ -147,11 +147,8 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     hidings = [
         (
             name,
-            random_state,
-            [
-                grids.hold_out(section.xy, fraction, block=side, random_state=random_state)
-                for section in measured.sections
-            ],
+            seed,
+            [grids.hold_out(section.xy, fraction, block=side, random_state=seed) for section in measured.sections],
         )
         for name, side in splits.items()
         for seed in range(random_state, random_state + n_repeats)
