@@ -36,7 +36,8 @@ def execute(
     run = nbformat.from_dict(tutorial)
     for cell in run.cells:
         cell.source = cell.metadata.get(variant, cell.source)
-    client = NotebookClient(run, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": folder}})
+    where = {"metadata": {"path": folder}}
+    client = NotebookClient(run, timeout=LIMIT, startup_timeout=LIMIT, kernel_name="python3", resources=where)
     client.execute(env={**os.environ, "MPLBACKEND": INLINE, "TQDM_DISABLE": "1"})
     for cell, source in zip(run.cells, shown, strict=True):
         cell.source = source
