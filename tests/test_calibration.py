@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
+from sthisto._statistics import FeatureStatistics
 from sthisto.uncertainty import (
     Calibration,
     Covariates,
     DistanceInflation,
-    FeatureStatistics,
     HeldOutPredictions,
     MeanVarianceTrend,
     NoveltyDetector,

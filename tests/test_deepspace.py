@@ -9,9 +9,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from sthisto.models import Section
+from sthisto.models._network import split_sections
 from sthisto.models.baselines import stnet as pixels
 from sthisto.models.baselines.deepspace import DeepSpace
-from sthisto.models.baselines.stnet import hold_back, load_backbone
+from sthisto.models.baselines.stnet import load_backbone
 
 FIELD = 8
 SMALL = {"weights": "imagenet", "input_size": FIELD, "batch_size": 16, "learning_rate": 1e-2}
@@ -61,12 +62,12 @@ def test_it_stops_early_and_keeps_the_best():
     """Noise is learnt by heart, and the held-back spots soon tell."""
     whole = section()
     model = DeepSpace(**SMALL, epochs=200, patience=4)
-    held_back = model.fit([whole], **RUN)[0]
+    held_out = model.fit([whole], **RUN)[0]
     curve = model.history["validation"]
     assert len(curve) < 200
     assert np.argmin(curve) == len(curve) - 5
-    rows = hold_back([whole], 0.1, 0)[1][0]
-    error = nn.functional.smooth_l1_loss(torch.tensor(held_back[rows]), torch.tensor(whole.expression[rows]))
+    rows = split_sections([whole], 0.1, 0)[1][0]
+    error = nn.functional.smooth_l1_loss(torch.tensor(held_out[rows]), torch.tensor(whole.expression[rows]))
     assert_allclose(error, curve.min(), rtol=1e-4)  # of the prediction, so with the best weights
 
 

@@ -12,7 +12,8 @@ import sthisto
 
 ROOT = Path(sthisto.__file__).parent
 FLOORS = (
-    {"_messages", "grids", "images", "metrics", "uncertainty"},
+    {"_messages", "_statistics"},
+    {"grids", "images", "metrics", "uncertainty"},
     {"_training"},
     {"encoders"},
     {"models", "domains", "_data"},

@@ -13,7 +13,7 @@ from torch import nn
 
 from sthisto._training import seeded
 from sthisto.models import Section
-from sthisto.models.baselines.histogene import Attention, HisToGene, Place, nearest
+from sthisto.models.baselines.histogene import Attention, HisToGene, PositionEmbedding, nearest
 
 FIELD = 6
 SMALL = {"input_size": FIELD, "width": 12, "depth": 2, "heads": 2, "head_width": 4, "mlp": 8, "epochs": 3}
@@ -67,7 +67,7 @@ def test_attention_is_that_of_the_paper(attention):
 def test_a_point_attends_to_the_spots_and_to_itself_alone(attention):
     rng = np.random.default_rng(1)
     spots, points = rng.normal(size=(7, 5)), rng.normal(size=(3, 5))
-    beside = attention.beside(*(torch.tensor(each, dtype=torch.float32) for each in (points, spots))).detach().numpy()
+    beside = attention.attend(*(torch.tensor(each, dtype=torch.float32) for each in (points, spots))).detach().numpy()
     for point, found in zip(points, beside, strict=True):
         assert_allclose(found, by_hand(attention, point[None], np.vstack([spots, point]))[0], atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_no_matrix_of_all_spots_with_all_spots_is_kept(attention):
 @given(st.lists(st.tuples(st.floats(-3, 9), st.floats(-3, 9)), min_size=1, max_size=8))
 def test_places_are_interpolated_and_end_flat(xy):
     with seeded(0):
-        place = Place(5, 3)
+        place = PositionEmbedding(5, 3)
     found = place(torch.tensor(xy, dtype=torch.float32))
     for axis, table in enumerate((place.x, place.y)):
         at = np.array(xy, dtype=np.float32)[:, axis]
@@ -99,8 +99,8 @@ def test_a_prediction_is_that_of_one_sequence_that_nobody_else_hears():
     point = section(1, random_state=9)
     corner = state["xy"].min(axis=0)
     xy = torch.tensor(np.vstack([state["xy"], point.xy]) - corner, dtype=torch.float32)
-    seen = network.look(torch.tensor(point.patches(np.arange(1))))
-    tokens = network.join(torch.cat([torch.tensor(state["look"]), seen]), *network.place(xy))
+    seen = network.encode(torch.tensor(point.patches(np.arange(1))))
+    tokens = network.join(torch.cat([torch.tensor(state["encoded"]), seen]), *network.position(xy))
     for block in network.blocks:
         spots = block.attention(tokens[:-1])
         last = block.attention(tokens)[-1:]  # among all, only the last row may have heard the point
@@ -110,17 +110,17 @@ def test_a_prediction_is_that_of_one_sequence_that_nobody_else_hears():
     assert_allclose(model.predict(point), expected, atol=1e-5)
 
 
-def test_held_back_spots_are_predicted_as_points():
+def test_held_out_spots_are_predicted_as_points():
     whole = section()
-    model, (held_back,) = fitted(whole)
-    rows = np.flatnonzero(np.isfinite(held_back).all(axis=1))
+    model, (held_out,) = fitted(whole)
+    rows = np.flatnonzero(np.isfinite(held_out).all(axis=1))
     assert len(rows) == 3  # a tenth
     assert len(model.state()["xy"]) == 27
-    assert_allclose(model.predict(whole)[rows], held_back[rows], atol=1e-5)
+    assert_allclose(model.predict(whole)[rows], held_out[rows], atol=1e-5)
     changed = whole.expression.copy()
     changed[rows] += 5
     _, (again,) = fitted(replace(whole, expression=changed))
-    assert_array_equal(again, held_back)
+    assert_array_equal(again, held_out)
 
 
 def test_the_map_is_continuous():
@@ -142,9 +142,9 @@ def test_a_section_never_fitted_has_no_place():
     places = []
     for own in (0, 1):
         xy = state["xy"][state["section"] == own]
-        places.append(network.place(torch.tensor(xy - xy.min(axis=0), dtype=torch.float32)))
+        places.append(network.position(torch.tensor(xy - xy.min(axis=0), dtype=torch.float32)))
     x, y = (torch.cat(axis).mean(dim=0).detach().numpy() for axis in zip(*places, strict=True))
-    found = [each.numpy() for each in (axis[0].detach() for axis in model._places(stained.xy, -1))]
+    found = [each.numpy() for each in (axis[0].detach() for axis in model._embeddings(stained.xy, -1))]
     assert_allclose(found[0], x, atol=1e-6)
     assert_allclose(found[1], y, atol=1e-6)
 
@@ -169,7 +169,7 @@ def test_nearest_spots(n, k, random_state):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="section 'a' has no picture to cut patches from; pass image="):
         fitted(replace(section(), patches=None))
-    with pytest.raises(ValueError, match="names, which must differ"):
+    with pytest.raises(ValueError, match="names of sections must differ"):
         fitted(section(), section())
     with pytest.raises(ValueError, match="no measured expression"):
         fitted(replace(section(), expression=None))

@@ -47,8 +47,8 @@ def linear(x, weights, name):
 
 def token_by_hand(look, place, weights, scripts):
     if scripts:
-        return look + weights["place.0.weight"][place[:, 0]] + weights["place.1.weight"][place[:, 1]]
-    return linear(look, weights, "look") + linear(place, weights, "place.0")
+        return look + weights["position.0.weight"][place[:, 0]] + weights["position.1.weight"][place[:, 1]]
+    return linear(look, weights, "features") + linear(place, weights, "position.0")
 
 
 def output_by_hand(token, context, weights, *, heads, scripts):
@@ -93,10 +93,10 @@ def test_positions_are_waves_from_the_middle_or_whole_pitches_from_the_corner():
     there, where = np.array([[2.5, 7.25], [3.0, 1.0]]), np.array([0, -1])
     away = there[0] - section.xy.mean(axis=0)
     waves = [f(2 * np.pi * step / WAVELENGTHS) for step in away for f in (np.sin, np.cos)]
-    assert_allclose(paper._place(there, where), [np.concatenate(waves), np.zeros(32)], atol=1e-5)
+    assert_allclose(paper._position_codes(there, where), [np.concatenate(waves), np.zeros(32)], atol=1e-5)
     whole = np.round(there[0] - section.xy.min(axis=0))
-    assert_array_equal(scripts._place(there, where), [whole, [N_CODES, N_CODES]])
-    assert not scripts._network.place[0].weight[N_CODES].any(), "no position adds nothing, after training, too"
+    assert_array_equal(scripts._position_codes(there, where), [whole, [N_CODES, N_CODES]])
+    assert not scripts._network.position[0].weight[N_CODES].any(), "no position adds nothing, after training, too"
 
 
 def test_the_paper_attends_to_the_nearest_spots_of_the_section():
@@ -148,8 +148,8 @@ def test_same_seed_same_bits_and_the_state_is_all(variant):
     sections = [spots(), spots(1, name="β-2")]
     before = torch.get_rng_state()
     model, again, other = (HisToSGE(**SMALL, variant=variant) for _ in range(3))
-    held_back = np.concatenate(model.fit(sections, **RUN))
-    assert_array_equal(np.concatenate(again.fit(sections, **RUN)), held_back)
+    held_out = np.concatenate(model.fit(sections, **RUN))
+    assert_array_equal(np.concatenate(again.fit(sections, **RUN)), held_out)
     assert_array_equal(torch.get_rng_state(), before)
     state = model.state()
     assert all(value.dtype.kind in "iuf" for value in state.values())
@@ -180,17 +180,17 @@ def test_twenty_spots_can_be_learnt_by_heart(variant):
     section = spots(n=20)
     exact = {"learning_rate": 3e-3, "dropout": 0, "weight_decay": 0, "patience": None}
     model = HisToSGE(**(SMALL | {"epochs": 150, "hidden": 256} | exact), variant=variant)
-    (held_back,) = model.fit([section], **RUN)
-    learnt = np.isnan(held_back[:, 0])
+    (held_out,) = model.fit([section], **RUN)
+    learnt = np.isnan(held_out[:, 0])
     assert learnt.sum() == 17
-    assert np.isfinite(held_back[~learnt]).all()
+    assert np.isfinite(held_out[~learnt]).all()
     error = ((model.predict(section) - section.expression)[learnt] ** 2).mean()
     assert error < 0.02 * section.expression[learnt].var()
     assert len(model.history["train"]) == len(model.history["validation"]) == 150
-    assert_allclose(model.history["validation"][-1], ((held_back - section.expression)[~learnt] ** 2).mean(), rtol=1e-4)
+    assert_allclose(model.history["validation"][-1], ((held_out - section.expression)[~learnt] ** 2).mean(), rtol=1e-4)
 
 
-def test_what_is_held_back_was_not_seen():
+def test_what_is_held_out_was_not_seen():
     section = spots()
     held_out = np.isfinite(HisToSGE(**SMALL, variant="scripts").fit([section], **RUN)[0][:, 0])
     changed = section.expression.copy()
@@ -206,11 +206,11 @@ def test_the_paper_stops_early_and_keeps_what_was_best():
     noise = np.random.default_rng(0).random((40, 4), dtype=np.float32)
     section = spots(expression=noise)
     model = HisToSGE(**(SMALL | {"epochs": 400, "learning_rate": 1e-2, "patience": 5}))
-    (held_back,) = model.fit([section], **RUN)
+    (held_out,) = model.fit([section], **RUN)
     validation = model.history["validation"]
     assert len(validation) == validation.argmin() + 6 < 400
-    out = np.isfinite(held_back[:, 0])
-    assert_allclose(((held_back - noise)[out] ** 2).mean(), validation.min(), rtol=1e-4)
+    out = np.isfinite(held_out[:, 0])
+    assert_allclose(((held_out - noise)[out] ** 2).mean(), validation.min(), rtol=1e-4)
 
 
 def painted(section: Section, shade) -> Section:
@@ -231,9 +231,9 @@ def test_color_is_read_where_pixels_are():
     plain = spots(n=80, expression=expression, features=rng.normal(size=(80, 2)).astype(np.float32))
     settings = SMALL | {"epochs": 60, "hidden": 64, "learning_rate": 3e-3, "patience": None}
     model = HisToSGE(**settings)
-    (held_back,) = model.fit([painted(plain, shade)], **RUN)
-    out = np.isfinite(held_back[:, 0])
-    assert np.corrcoef(held_back[out, 0], expression[out, 0])[0, 1] > 0.9
+    (held_out,) = model.fit([painted(plain, shade)], **RUN)
+    out = np.isfinite(held_out[:, 0])
+    assert np.corrcoef(held_out[out, 0], expression[out, 0])[0, 1] > 0.9
     (blind,) = HisToSGE(**settings).fit([plain], **RUN)
     assert np.corrcoef(blind[out, 0], expression[out, 0])[0, 1] < 0.6
     with pytest.raises(ValueError, match="'a' has no patches"):

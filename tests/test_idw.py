@@ -46,13 +46,13 @@ def test_agrees_with_scikit_learn():
     assert_allclose(model.predict(there), neighbors.predict(there.xy), rtol=1e-5)
 
 
-def test_held_back_spots_are_predicted_by_the_others():
+def test_held_out_spots_are_predicted_by_the_others():
     section = spots(n=30)
-    held_back = Idw(n_neighbors=7).fit([section], **RUN)[0]
+    held_out = Idw(n_neighbors=7).fit([section], **RUN)[0]
     for i in range(len(section)):
         others = np.arange(len(section)) != i
         expected = by_hand(section.xy[i], section.xy[others], section.expression[others], 7, 2)
-        assert_allclose(held_back[i], expected, rtol=1e-5)
+        assert_allclose(held_out[i], expected, rtol=1e-5)
 
 
 def test_a_point_on_a_spot_takes_its_value():
@@ -66,9 +66,9 @@ def test_spots_that_share_a_place_are_averaged_there_and_speak_for_each_other():
     xy = np.array([[0.0, 0], [0, 0], [1, 0], [2, 0]])
     section = Section(name="a", xy=xy, expression=np.array([[1], [3], [10], [20]], dtype=np.float32))
     model = Idw(n_neighbors=4)
-    held_back = model.fit([section], **RUN)[0]
+    held_out = model.fit([section], **RUN)[0]
     assert_array_equal(model.predict(section)[:2], [[2], [2]])
-    assert_array_equal(held_back[:2], [[3], [1]])
+    assert_array_equal(held_out[:2], [[3], [1]])
 
 
 def test_few_spots():

@@ -10,14 +10,14 @@ from safetensors.numpy import load, save
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sthisto import pp, tl
+from sthisto import models, pp, tl
 from sthisto.datasets import synthetic
 from sthisto.models import MODELS, FeatureStatistics, Section
 from sthisto.models.baselines import stnet as pixels
 
-FIELD = 28
+SIZE = 28
 SEQUENCE = {
-    "input_size": FIELD,
+    "input_size": SIZE,
     "depth": 2,
     "heads": 2,
     "head_width": 8,
@@ -26,11 +26,11 @@ SEQUENCE = {
     "learning_rate": 3e-3,
 }
 QUICK = {
-    "stnet": {"backbone": "tiny", "weights": "imagenet", "input_size": FIELD, "learning_rate": 3e-3},
+    "stnet": {"backbone": "tiny", "weights": "imagenet", "input_size": SIZE, "learning_rate": 3e-3},
     "deepspace": {
         "backbone": "tiny",
         "weights": "imagenet",
-        "input_size": FIELD,
+        "input_size": SIZE,
         "learning_rate": 1e-2,
         "patience": None,
     },
@@ -61,7 +61,7 @@ def _tiny(monkeypatch):
 def section(n=40, name="a", random_state=0):
     """Features, pixels and expression that depends on both, and on the place."""
     rng = np.random.default_rng(random_state)
-    colors = rng.integers(0, 256, (n, 1, 1, 3)) + rng.integers(-60, 60, (n, FIELD, FIELD, 3))
+    colors = rng.integers(0, 256, (n, 1, 1, 3)) + rng.integers(-60, 60, (n, SIZE, SIZE, 3))
     patches = colors.clip(0, 255).astype(np.uint8)
     xy, features = rng.uniform(0, 6, (n, 2)), rng.normal(size=(n, 5)).astype(np.float32)
     seen = np.hstack([patches.mean(axis=(1, 2)) / 100, features[:, :2], np.sin(xy[:, :1])])
@@ -92,12 +92,12 @@ def bits(state):
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes(name):
     two = section(), section(30, "b", random_state=1)
-    model, held_back = fitted(name, *two)
-    assert [part.shape for part in held_back] == [(40, 6), (30, 6)]
-    for part in held_back:
+    model, held_out = fitted(name, *two)
+    assert [part.shape for part in held_out] == [(40, 6), (30, 6)]
+    for part in held_out:
         known = np.isfinite(part)
         assert known.any(axis=0).all()
-        assert_array_equal(known.all(axis=1), known.any(axis=1))  # a spot is held back as a whole
+        assert_array_equal(known.all(axis=1), known.any(axis=1))  # a spot is held out as a whole
     predicted = model.predict(only(two[1], np.arange(7)))
     assert predicted.shape == (7, 6)
     assert predicted.dtype == np.float32
@@ -138,6 +138,60 @@ def test_models_without_image_refuse_a_section_that_was_not_fitted(name):
     model, _ = fitted(name)
     with pytest.raises(ValueError, match=r"'stained'.*fitted: \['a'\]"):
         model.predict(only(section(30, "stained"), np.arange(30)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_state_has_the_arrays_that_the_model_declares(name):
+    model, _ = fitted(name)
+    weights = {key for key in model.state() if key.startswith(model.state_prefix)}
+    assert set(model.state()) - weights == set(model.state_names)
+    assert bool(weights) == MODELS[name].iterative
+    with pytest.raises(ValueError, match=f"{model.state_names[0]}.* missing. Fit again"):
+        build(name).restore({})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predict_before_fit_is_refused(name):
+    model = build(name)
+    for call in (model.state, lambda: model.predict(only(section(), np.arange(3)))):
+        with pytest.raises(RuntimeError, match="is not fitted yet: call fit or restore first"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "error"),
+    [
+        ("attention", "n_factors", 0, ValueError),
+        ("attention", "n_factors", "abc", TypeError),
+        ("attention", "n_factors", True, TypeError),
+        ("attention", "coherence", 1.5, ValueError),
+        ("attention", "n_borrowed_spots", -1, ValueError),
+        ("gp", "lengths", (1.0, 0.0), ValueError),
+        ("gp", "noises", (), ValueError),
+        ("gp", "lengths", "3", TypeError),
+        ("gp", "power", float("nan"), ValueError),
+        ("idw", "n_neighbors", 0, ValueError),
+        ("idw", "n_neighbors", 2.5, TypeError),
+        ("ridge", "alphas", [], ValueError),
+        ("ridge", "alphas", [-1.0], ValueError),
+        ("histosge", "variant", "other", ValueError),
+        ("histosge", "validation_fraction", 1.0, ValueError),
+        ("stage", "epochs", 0, ValueError),
+        ("stnet", "weights", 3, TypeError),
+        ("histogene", "depth", None, TypeError),
+    ],
+)
+def test_values_of_settings_are_checked(name, setting, value, error):
+    with pytest.raises(error, match=f"{setting} is .*"):
+        models.build(name, {setting: value})
+
+
+def test_settings_as_they_come_from_files_are_taken():
+    built = models.build("gp", {"n_factors": np.int64(3), "lengths": np.array([1.0, 2.0]), "power": np.float32(0.5)})
+    assert built.fit([section()], **RUN)[0].shape == (40, 6)
+    assert models.build("attention", {"n_factors": None}).n_factors is None
+    with pytest.raises(ValueError, match="has no params field"):
+        models.build("gp", {"field": 3})
 
 
 @pytest.fixture
@@ -182,14 +236,14 @@ def test_gradients_reach_every_weight(name):
     """After two steps: a head that starts at zero lets nothing through in the first."""
     reached, steps = {}, []
 
-    def look(optimizer, *_):
+    def record(optimizer, *_):
         steps.append(optimizer)
         for group in optimizer.param_groups:
             for at, weight in enumerate(group["params"]):
                 moved = weight.grad is not None and bool(weight.grad.abs().sum() > 0)
                 reached[at] = reached.get(at, False) or moved
 
-    hook = register_optimizer_step_pre_hook(look)
+    hook = register_optimizer_step_pre_hook(record)
     try:
         fitted(name)
     finally:
@@ -200,16 +254,16 @@ def test_gradients_reach_every_weight(name):
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
-def test_memory_is_as_declared(name):
-    """Expression that nothing explains: what repeats it has learnt it by heart."""
+def test_overfitting_is_as_declared(name):
+    """Expression that nothing explains: a model that reproduces it has overfitted."""
     spots = section(22)
     noise = np.random.default_rng(1).gamma(2, 1, (22, 6)).astype(np.float32)
-    model, held_back = fitted(name, replace(spots, expression=noise), epochs=200)
-    learnt = np.isnan(held_back[0]).any(axis=1)
-    assert learnt.sum() >= 15
+    model, held_out = fitted(name, replace(spots, expression=noise), epochs=200)
+    training = np.isnan(held_out[0]).any(axis=1)
+    assert training.sum() >= 15
     predicted = model.predict(only(spots, np.arange(22)))
-    r = np.corrcoef(predicted[learnt].ravel(), noise[learnt].ravel())[0, 1]
-    assert (r > 0.9) == MODELS[name].memorises, f"r = {r:.3f}"
+    r = np.corrcoef(predicted[training].ravel(), noise[training].ravel())[0, 1]
+    assert (r > 0.9) == MODELS[name].can_overfit, f"r = {r:.3f}"
 
 
 @pytest.mark.parametrize("name", SPOTWISE)
@@ -222,7 +276,7 @@ def test_spotwise_models_ignore_place_and_neighbors(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - set(SPOTWISE)))
-def test_other_models_look_beyond_the_spot(name):
+def test_other_models_read_more_than_the_spot(name):
     model, _ = fitted(name)
     points = only(section(30, random_state=5), np.arange(30))
     moved = replace(points, xy=points.xy[::-1].copy())

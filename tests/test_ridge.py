@@ -20,9 +20,9 @@ LOADINGS = np.random.default_rng(99).normal(size=(8, 5))
 def section(random_state: int = 0, n: int = 50, name: str = "a", noise: float = 1.0) -> Section:
     """Features on unlike scales; expression a linear map of them, the same for every section."""
     rng = np.random.default_rng(random_state)
-    look = rng.normal(size=(n, 8))
-    expression = 3 + look @ LOADINGS + noise * rng.normal(size=(n, 5))
-    features = (look * np.geomspace(0.1, 100, 8) + 20).astype(np.float32)
+    factors = rng.normal(size=(n, 8))
+    expression = 3 + factors @ LOADINGS + noise * rng.normal(size=(n, 5))
+    features = (factors * np.geomspace(0.1, 100, 8) + 20).astype(np.float32)
     return Section(name=name, xy=rng.uniform(0, 9, (n, 2)), features=features, expression=expression.astype(np.float32))
 
 
@@ -46,19 +46,19 @@ def test_fewer_spots_than_features():
     assert_allclose(model.predict(train), pipeline.predict(features), rtol=1e-4, atol=1e-5)
 
 
-def test_held_back_spots_are_as_if_fitted_without_them():
+def test_held_out_spots_are_as_if_fitted_without_them():
     train = section(n=25)
-    held_back = Ridge(alphas=(0.3,)).fit([train], **RUN)[0]
+    held_out = Ridge(alphas=(0.3,)).fit([train], **RUN)[0]
     z = StandardScaler().fit_transform(train.features.astype(float))
     for i in range(len(train)):
         others = np.arange(len(train)) != i
         again = SklearnRidge(alpha=0.3 * len(train)).fit(z[others], train.expression[others])
-        assert_allclose(held_back[i], again.predict(z[[i]])[0], rtol=1e-4)
+        assert_allclose(held_out[i], again.predict(z[[i]])[0], rtol=1e-4)
 
 
-def test_held_back_spots_of_several_sections_are_as_if_fitted_without_them():
+def test_held_out_spots_of_several_sections_are_as_if_fitted_without_them():
     sections = [section(0, n=14, name="a"), section(1, n=9, name="b")]
-    held_back = np.concatenate(Ridge(alphas=(0.3,)).fit(sections, **RUN))
+    held_out = np.concatenate(Ridge(alphas=(0.3,)).fit(sections, **RUN))
     z = np.concatenate([StandardScaler().fit_transform(s.features.astype(float)) for s in sections])
     design = np.hstack([np.repeat(np.eye(2), [14, 9], axis=0), z])  # a free mean a section, a penalty on the rest
     penalty = np.diag([0.0, 0] + [0.3 * 23] * 8)
@@ -66,7 +66,7 @@ def test_held_back_spots_of_several_sections_are_as_if_fitted_without_them():
     for i in range(len(y)):
         x, others = np.delete(design, i, axis=0), np.delete(y, i, axis=0)
         expected = design[i] @ np.linalg.solve(x.T @ x + penalty, x.T @ others)
-        assert_allclose(held_back[i], expected, rtol=1e-4)
+        assert_allclose(held_out[i], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0, 30.0])

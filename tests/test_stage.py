@@ -96,22 +96,22 @@ def test_loss_by_hand():
 def test_a_prediction_is_the_decoder_at_the_coordinates():
     corners = np.array([[2.0, 10], [8, 10], [8, 13], [2, 13]])
     section = Section(name="a", xy=corners, expression=np.eye(4, dtype=np.float32))
-    model = fitted(section, validation=0.25)
+    model = fitted(section, validation_fraction=0.25)
     there = Section(name="a", xy=np.array([[2, 10], [5, 11.5], [8, 13], [11, 11.5]]))
     scaled = np.array([[-1, -0.5], [0, 0], [1, 0.5], [2, 0]])
-    assert_allclose(model.predict(there), layers_by_hand(scaled, model._networks[0].decoder), atol=1e-5)
+    assert_allclose(model.predict(there), layers_by_hand(scaled, model._network[0].decoder), atol=1e-5)
 
 
 def test_twenty_spots_can_be_learnt_by_heart():
     section = spots(n=20)
     model = Stage(epochs=600, widths=(64, 32, 2), learning_rate=1e-2)
-    (held_back,) = model.fit([section], **RUN)
-    learnt = np.isnan(held_back[:, 0])
+    (held_out,) = model.fit([section], **RUN)
+    learnt = np.isnan(held_out[:, 0])
     assert learnt.sum() == 17
-    assert np.isfinite(held_back[~learnt]).all()
+    assert np.isfinite(held_out[~learnt]).all()
     error = (model.predict(section) - section.expression) ** 2
     assert error[learnt].mean() < 0.25 * section.expression[learnt].var()
-    assert_allclose(held_back[~learnt], model.predict(section)[~learnt], atol=1e-5)
+    assert_allclose(held_out[~learnt], model.predict(section)[~learnt], atol=1e-5)
     assert model.history["train"].shape == (600,)
     assert_allclose(model.history["validation"][-1], error[~learnt].mean(), rtol=1e-4)
 
@@ -130,8 +130,8 @@ def test_same_seed_same_bits_and_the_state_is_all():
     sections = [spots(), spots(1, name="β-2")]
     before = torch.get_rng_state()
     model, again, other = (Stage(**SMALL) for _ in range(3))
-    held_back = np.concatenate(model.fit(sections, **RUN))
-    assert_array_equal(np.concatenate(again.fit(sections, **RUN)), held_back)
+    held_out = np.concatenate(model.fit(sections, **RUN))
+    assert_array_equal(np.concatenate(again.fit(sections, **RUN)), held_out)
     assert_array_equal(torch.get_rng_state(), before)
     state = model.state()
     assert all(value.dtype.kind in "iuf" for value in state.values())
@@ -151,7 +151,7 @@ def test_permuted_points_permute_the_prediction():
     assert model.predict(points(m=0)).shape == (0, 4)
 
 
-def test_what_is_held_back_was_not_seen():
+def test_what_is_held_out_was_not_seen():
     section = spots()
     (first,) = Stage(**SMALL).fit([section], **RUN)
     held_out = np.isfinite(first[:, 0])

@@ -14,8 +14,9 @@ from torch import nn
 from sthisto import images, pp, tl
 from sthisto.datasets import synthetic
 from sthisto.models import Section
+from sthisto.models._network import split_sections, without_features
 from sthisto.models.baselines import stnet as pixels
-from sthisto.models.baselines.stnet import StNet, hold_back, load_backbone, part, turned
+from sthisto.models.baselines.stnet import StNet, load_backbone, rotated
 from sthisto.tl import _sections
 
 FIELD = 12
@@ -59,11 +60,11 @@ def section(n=30, name="a", random_state=0, level=1.0):
 
 def test_the_eight_symmetries():
     patches = section(8).patches(np.arange(8))
-    found = turned(torch.tensor(patches), torch.arange(8)).numpy()
+    found = rotated(torch.tensor(patches), torch.arange(8)).numpy()
     for symmetry in range(8):
         expected = np.rot90(patches[symmetry], symmetry % 4)
         assert_array_equal(found[symmetry], np.fliplr(expected) if symmetry >= 4 else expected)
-    same = turned(torch.tensor(patches[:1]).expand(8, -1, -1, -1), torch.arange(8))
+    same = rotated(torch.tensor(patches[:1]).expand(8, -1, -1, -1), torch.arange(8))
     assert len({one.numpy().tobytes() for one in same}) == 8
 
 
@@ -83,8 +84,8 @@ def test_predictions_are_the_same_whichever_way_up():
 def test_it_starts_from_the_gene_means_of_the_spots_it_learns_from():
     one, two = section(), section(20, "b", random_state=1, level=6.0)
     model = StNet(**{**SMALL, "learning_rate": 0.0})
-    held_back = model.fit([one, two], **RUN)
-    for whole, held in zip((one, two), held_back, strict=True):
+    held_out = model.fit([one, two], **RUN)
+    for whole, held in zip((one, two), held_out, strict=True):
         learnt = np.isnan(held).all(axis=1)
         assert learnt.mean() == pytest.approx(0.9, abs=0.02)
         mean = whole.expression[learnt].mean(axis=0)
@@ -94,15 +95,15 @@ def test_it_starts_from_the_gene_means_of_the_spots_it_learns_from():
     assert_allclose(model.predict(replace(one, name="c"))[0], pooled, rtol=1e-5)
     squared = ((two.expression - model.predict(two)) ** 2).sum(axis=1)
     squared_one = ((one.expression - model.predict(one)) ** 2).sum(axis=1)
-    learnt = [np.isnan(held).all(axis=1) for held in held_back]
+    learnt = [np.isnan(held).all(axis=1) for held in held_out]
     expected = np.concatenate([squared_one[learnt[0]], squared[learnt[1]]]).mean()
     assert_allclose(model.history["train"], expected, rtol=1e-4)  # summed over genes, mean over spots
 
 
 @pytest.mark.usefixtures("tiny")
-def test_held_back_spots_are_not_learnt_from():
+def test_held_out_spots_are_not_learnt_from():
     whole = section()
-    rows = hold_back([whole], 0.1, 0)[1][0]
+    rows = split_sections([whole], 0.1, 0)[1][0]
     changed = whole.expression.copy()
     changed[rows] += 9
     one, two = StNet(**SMALL), StNet(**SMALL)
@@ -114,7 +115,7 @@ def test_held_back_spots_are_not_learnt_from():
 
 def test_a_part_of_a_part():
     whole = section()
-    inner = part(part(whole, np.arange(10, 30)), np.array([3, 5]))
+    inner = without_features(without_features(whole, np.arange(10, 30)), np.array([3, 5]))
     assert_array_equal(inner.patches(np.array([1, 0])), whole.patches(np.array([15, 13])))
     assert_array_equal(inner.expression, whole.expression[[13, 15]])
 

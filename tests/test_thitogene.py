@@ -94,9 +94,13 @@ def test_dynamic_convolution_is_a_convolution_with_each_patchs_own_kernel():
     found = module(as_tensor(images)).detach().numpy()
     for image, seen in zip(images, found, strict=True):
         mean = np.maximum(w["squeeze.0.weight"] @ image.mean(axis=(1, 2)) + w["squeeze.0.bias"], 0)
-        told = {of: w[f"of_{of}.weight"] @ mean + w[f"of_{of}.bias"] for of in ("kernel", "filter", "channel", "place")}
+        told = {
+            of: w[f"of_{of}.weight"] @ mean + w[f"of_{of}.bias"] for of in ("kernel", "filter", "channel", "position")
+        }
         kernel = np.einsum("k,kocp->ocp", softmax(told["kernel"]), w["kernels"])
-        kernel = kernel * np.einsum("o,c,p->ocp", expit(told["filter"]), expit(told["channel"]), expit(told["place"]))
+        kernel = kernel * np.einsum(
+            "o,c,p->ocp", expit(told["filter"]), expit(told["channel"]), expit(told["position"])
+        )
         expected = functional.conv2d(torch.tensor(image[None]), torch.tensor(kernel.reshape(5, 3, 2, 2)), stride=2)
         assert_allclose(seen, expected[0].numpy(), rtol=1e-4, atol=1e-5)
 
@@ -112,8 +116,8 @@ def test_a_spot_is_told_the_same_in_learning_and_as_a_point():
     """What the network gives a whole section and what it predicts at its spots differ by an own key counted twice."""
     model = THItoGene(**SMALL, dropout=0.0, learning_rate=1e-2)
     whole = section()
-    (held_back,) = model.fit([whole], **RUN)
-    learnt = np.isnan(held_back).all(axis=1)
+    (held_out,) = model.fit([whole], **RUN)
+    learnt = np.isnan(held_out).all(axis=1)
     state, network = model.state(), model._network
     xy = state["xy"]
     rows = np.argsort(np.linalg.norm(xy[:, None] - xy, axis=-1), axis=1)[:, :5]
@@ -138,7 +142,7 @@ def test_the_papers_sizes():
         network = THItoGene().network(10, 40)
     assert network.blocks[0].mlp[1].weight.shape == (2048, 22 * 64)  # 20 capsules, x and y
     assert network.graph.weight.weight.shape == (512, 22 * 64)
-    assert network.see[8].weight.shape == (128, 1, 11, 11)
+    assert network.convolutions[8].weight.shape == (128, 1, 11, 11)
 
 
 def test_a_patch_too_small_for_the_convolutions():

@@ -203,7 +203,7 @@ def params_in(model: str, given: Sequence[str]) -> dict[str, Any]:
             params[name] = json.loads(value)
         except json.JSONDecodeError:
             params[name] = value
-    defaults = {each.name: each.default for each in fields(MODELS[model].load())}  # type: ignore[arg-type]  # a dataclass
+    defaults = {each.name: each.default for each in fields(MODELS[model].load())}
     for name, value in params.items():
         default = defaults.get(name)
         kinds = KINDS.get(type(default), object)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sthisto._statistics import FeatureStatistics
 from sthisto.models._model import Model, ModelSpec, Patches, Section
-from sthisto.uncertainty import FeatureStatistics
 
 __all__ = [
     "MODELS",
@@ -45,7 +45,7 @@ def build(name: str, params: Mapping[str, Any] | None = None) -> Model:
     if name not in MODELS:
         raise KeyError(f"no model {name!r} (there are: {', '.join(sorted(MODELS))}).")
     kind = MODELS[name].load()
-    known = [each.name for each in fields(kind) if each.init]  # type: ignore[arg-type]  # models are dataclasses
+    known = [each.name for each in fields(kind) if each.init]
     unknown = sorted(set(params or {}) - set(known))
     if unknown:
         raise ValueError(f"model {name!r} has no params {', '.join(unknown)} (it has: {', '.join(known)}).")
@@ -123,7 +123,7 @@ MODELS: dict[str, ModelSpec] = {
         context="section",
         reference="HisToSGE, arXiv 2407.20518",
         iterative=True,
-        memorises=False,
+        can_overfit=False,
     ),
     "stage": ModelSpec(
         source="sthisto.models.baselines.stage:Stage",
@@ -131,6 +131,6 @@ MODELS: dict[str, ModelSpec] = {
         context="section",
         reference="Li et al. 2024, doi:10.1093/nar/gkae294",
         iterative=True,
-        memorises=False,
+        can_overfit=False,
     ),
 }

@@ -1,337 +1,356 @@
-r"""Attention over measured spots: a point takes the expression of the spots around it, by place and by look.
+r"""Attention over measured spots: a point reads expression from the spots around it, by position and image features.
 
-HisToSGE's attention (arXiv 2407.20518) never sees the expression measured next to the point that it predicts. Here it
-does. Expression, less its section's gene means, is reduced to a few factors z; a point i with reduced features f and
-position p (in spot pitches) reads each factor from the anchors j, measured spots, through heads h of two kinds,
+HisToSGE's attention (arXiv 2407.20518) does not use the expression measured next to the point that it predicts. Here it
+is used. Expression, less its section's gene means, is reduced to a few factors z; a point i with reduced features f and
+position p (in spot pitches) reads each factor from the inducing points j, measured spots, through kernels of two kinds,
 
     z(i) = sum_h sum_j a_h(i, j) u_hj + level of the section
-    a_h(i, j) = M(|p_i - p_j| / l_h)  by place, among spots of the same section (M: Matern 3/2); 0.7 of that among
-                sections of one tissue, which are laid over each other first (models/_registration.py)
-    a_h(i, j) = exp(-|f_i - f_j|^2 / 2 r_h^2)  by look, among all sections
+    a_h(i, j) = M(|p_i - p_j| / l_h)  of positions, among spots of one section (M: Matern 3/2); 0.7 of that among
+                sections of one tissue, which are registered to each other first (models/_registration.py)
+    a_h(i, j) = exp(-|f_i - f_j|^2 / 2 r_h^2)  of image features, among all sections
 
-The values u are not the measured z themselves but solved from them, so that neighbors who say the same do not count
-twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from everything the prediction goes back to the gene
-means. A softmax with learned metrics in their place was tried and is behind on every section (benchmarks/LABBOOK.md): a
-few hundred noisy spots do not carry thousands of weights.
+The values u are not the measured z themselves but solved from them, so that neighbors that carry the same information
+do not count twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from all spots the prediction returns to the
+gene means. A softmax with learned metrics in their place was tried and is less accurate on every section
+(benchmarks/LABBOOK.md): a few hundred noisy spots do not carry thousands of weights.
 
-- Loadings are drawn to zero as far as their errors say, by what all genes tell of each factor (adaptive shrinkage:
-  Stephens 2017; models/_factors.py): most of what a gene has against a factor is noise of a few hundred spots.
-- Spots speak as loudly as they were measured: spot j has noise variance v_j, from a first smoothing, so a spot with few
-  molecules counts less, in the factors and as context.
-- Nothing is set by a single best choice: heads are mixed over a small grid of (l, r, share of look, noise e), each
-  factor its own way, by evidence to the power 0.3 (Gruenwald and van Ommen 2017); models/_kernels.py has the algebra.
-- Up to ``n_anchors`` spots of a section all are anchors and the solution is exact; beyond, a random choice of them
-  carries the map (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
-- Each section has a solution of its own, from all of its spots and ``n_beside`` of the sections that it is kin to, so
-  that cost and memory are linear in the sections, too. Kinship is found by evidence (models/_similarity.py): a
-  stranger is
-  hardly listened to, nor does it have a say in which heads the others take. One more solution, from a few spots of
-  every section, tells sections that were only stained. Factors and loadings are each section's own, too, from the same
-  spots, weighted by kinship; only the metric of looks is shared by all.
+- Loadings are shrunk towards zero as far as their standard errors require, with a prior estimated from all genes
+  (adaptive shrinkage: Stephens 2017; models/_factors.py): most of a gene's loading on a factor is noise of a few hundred spots.
+- Spots are weighted by their measurement precision: spot j has noise variance v_j, estimated by a first smoothing, so a
+  spot with few molecules counts less, in the factors and as context.
+- No hyperparameter is set to a single best value: kernels are averaged over a small grid of (l, r, feature weight,
+  noise e), for each factor separately, by marginal likelihood to the power 0.3 (Gruenwald and van Ommen 2017);
+  models/_kernels.py has the algebra.
+- Image features are standardized column by column, or on one common scale where the marginal likelihood prefers it:
+  columns that are principal components carry information in their variances.
+- Up to ``n_inducing`` spots of a section all are inducing points and the solution is exact; beyond, a random choice of
+  them carries the map (Quinonero-Candela and Rasmussen 2005, section 4) and the cost is linear in the spots.
+- Each section has a solution of its own, from all of its spots and ``n_borrowed_spots`` of similar sections, so that
+  cost and memory are linear in the sections, too. Similarity is estimated by evidence (models/_similarity.py): a
+  dissimilar section gets a weight near zero, in prediction and in the choice of kernels. One more solution, from a few
+  spots of every section, predicts sections that were only stained. Factors and loadings are each section's own, too,
+  from the same spots, weighted by similarity; only the metric of the features is shared by all.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import pdist
 from tqdm.auto import tqdm
 
-from sthisto.models._factors import TINY, Factors, leading, relative, spot_variance
-from sthisto.models._kernels import Heads, KernelAverage, Spots, Values
-from sthisto.models._model import Section
+from sthisto._statistics import leading_components
+from sthisto.models._factors import TINY, Factors, normalized_variance, spot_variance
+from sthisto.models._kernels import KernelAverage, KernelValues, Spots
+from sthisto.models._kriging import UNFITTED, Kriging, Solution
+from sthisto.models._model import Count, HeldOut, Natural, Section, Share, State
 from sthisto.models._registration import RigidTransforms, register_sections
-from sthisto.models._similarity import likeness, relatives, similarity, standing
+from sthisto.models._similarity import candidates, centrality, gene_mean_correlation, section_similarity
 from sthisto.models._standardize import SectionStandardizer
 
-OUTLYING = 5.0  # features beyond so many deviations are artefacts: folds, ink, dust
-LEADING = 8  # factors that sections are laid over each other by
-STRANGER = 0.1  # kinship below which a section is said not to fit another
-HEARD = 0.05  # kinship below which it is not worth the time to listen
-ALL = (1.0,)  # share of look, for sections that have no place
-UNFITTED = -1  # number of a section that was not fitted
+N_REGISTERED = 8  # factors that sections are registered by
+DISSIMILAR = 0.1  # similarity to all others below which a section is reported
+NEGLIGIBLE = 0.05  # similarity below which no spots are borrowed
+SAMPLE = 500  # spots by which the scale of the features is chosen
+MOST_HELD_OUT = 10_000  # spots of a section that are predicted without themselves: calibration needs no more
+BLOCK = 2048  # of these at once
+FEATURES_ONLY = (1.0,)  # feature weights where positions are unknown
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
 logger = logging.getLogger("sthisto")
 
 
 @dataclass(kw_only=True)
-class Attention:
-    """Attention over measured spots, by place and by look.
+class Attention(Kriging):
+    """Attention over measured spots, by position and image features.
 
-    ``coherence`` is how much the expression of two sections of one tissue agrees at the same place; 0 lays none over
-    another. A section listens to ``n_beside`` spots of others. ``n_factors=None`` takes 15, or 30 above 1 000 training
-    spots; ``n_components`` of the features are compared. ``lengths`` l are in units of the spot pitch,
-    ``feature_lengths`` r in units of the median distance of the reduced features, ``looks`` are the shares of look,
-    ``noises`` in units of the signal; ``power`` tempers the evidence.
+    Parameters
+    ----------
+    n_factors
+        Factors of expression; ``None`` takes 15, or 30 above 1 000 training spots.
+    n_components
+        Leading components of the image features that are compared.
+    n_inducing
+        Inducing points of a section.
+    n_borrowed_spots
+        Spots of similar sections that a section is fitted with.
+    coherence
+        Correlation of the expression of two registered sections at the same position; 0 registers none.
+    lengths
+        Lengths l of the position kernel, in spot pitches.
+    feature_lengths
+        Lengths r of the feature kernel, in units of the median distance of the reduced features.
+    feature_weights
+        Weights of the feature kernel against the position kernel.
+    noises
+        Noise variances e, in units of the signal's.
+    power
+        Exponent of the marginal likelihood by which kernels are averaged.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
-    >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
+    >>> xy, features = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
+    >>> spots = Section(name="a", xy=xy, features=features, expression=features[:, :2] + 3)
     >>> model = Attention()
-    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
-    >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
+    >>> held_out = model.fit([spots])
+    >>> model.predict(Section(name="a", xy=xy[:4], features=features[:4])).shape
     (4, 2)
     """
 
-    n_factors: int | None = None
-    n_components: int = 20
-    n_anchors: int = 1000
-    n_beside: int = 1000
-    coherence: float = 0.7
-    lengths: Sequence[float] = (1.0, 3.0, 9.0)
-    feature_lengths: Sequence[float] = (0.7, 1.4)
-    looks: Sequence[float] = (0.3, 0.7)
-    noises: Sequence[float] = tuple(np.geomspace(0.03, 100, 11).tolist())
-    power: float = 0.3
-    history: dict[str, Floats] = field(default_factory=dict, init=False, repr=False)
+    n_inducing: Count = 1000
+    n_borrowed_spots: Natural = 1000
+    coherence: Share = 0.7
 
-    def fit(
-        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
-    ) -> list[NDArray[np.float32]]:
-        """Learn from all sections; return the leave-one-out predictions, (n, g) a section.
+    outlying = 5.0  # beyond it are artifacts: folds, ink, dust
 
-        Raises
-        ------
-        ValueError
-            Two sections of one name, or one without features or expression.
-        """
-        centring = SectionStandardizer.of(sections, with_features=True)
-        standard = [centring.standardised(section).clip(-OUTLYING, OUTLYING) for section in sections]
-        axes = leading(standard, self.n_components)  # (d, q)
-        look = np.concatenate([part @ axes for part in standard])
-        variance = relative(np.concatenate([spot_variance(each.xy, centring.deviation(each)) for each in sections]))
-        pool = _Pool(sections, centring, np.random.default_rng(random_state))
-        shared = self._shared(pool, variance)
-        alike = likeness(centring.gene_mean)
-        frames = self._lay_over(sections, pool.section, shared, alike)
-        placed = np.concatenate([frames.place(section.xy, each) for each, section in enumerate(sections)])
-        spots = Spots(placed, look, pool.section, frames.frame[pool.section], np.ones(len(look)))
-        self._state: dict[str, NDArray[Any]] = {
-            # Only what is put back is shrunk: an offset between sections would pass for a factor and hide how they lie.
-            **centring.shrunk(sections).state(),
-            **{f"frames_{name}": value for name, value in vars(frames).items()},
-            "axes": axes,
-            "lengths": np.array(self.lengths),
-            "feature_lengths": np.array(self.feature_lengths)
-            * (np.median(pdist(look[pool.draw(None, self.n_anchors)])) or 1.0),
-        }
-        z = shared / (np.sqrt((shared**2).mean(axis=0)) + TINY)
-        compared = relatives(frames.frame, alike)
-        self._state["kinship"] = similarity(spots, z, variance, compared, self._mixtures(), draw=pool.draw)
-        _report(self._state["kinship"], centring.names)
-        return self._solve(spots, variance, pool, progress=progress)
+    state_names = (
+        *Kriging.state_names,
+        *(f"transform_{name}" for name in RigidTransforms.__dataclass_fields__),
+        *("similarity", "starts"),
+    )
 
-    def predict(self, points: Section) -> NDArray[np.float32]:
-        """Expression (m, g) at the points; of a section that was not fitted, from the look alone.
+    def _fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str | None, progress: bool
+    ) -> tuple[State, HeldOut]:
+        standardizer = SectionStandardizer.of(sections, with_features=True)
+        pool = SpotPool(sections, standardizer, np.random.default_rng(random_state))
+        variance = normalized_variance(pool.variance())
+        z = pool.leading_factors(variance)
+        correlation = gene_mean_correlation(standardizer.gene_mean)
+        transforms = self._register(sections, pool.section, z, correlation)
+        z /= np.sqrt((z**2).mean(axis=0)) + TINY
+        xy = np.concatenate([transforms.apply(section.xy, index) for index, section in enumerate(sections)])
+        frame, ones, sample = transforms.frame[pool.section], np.ones(len(z)), pool.draw(None, SAMPLE)
 
-        Raises
-        ------
-        ValueError
-            No features, or another number of them than in ``fit``.
-        """
-        state, centring = self._state, SectionStandardizer.restore(self._state)
-        frames = RigidTransforms(*(state[f"frames_{name}"] for name in RigidTransforms.__dataclass_fields__))
-        base, section = centring.mean_of(points.name), centring.index(points.name)
-        placed = frames.place(points.xy, section) if section >= 0 else points.xy
-        frame = frames.frame[section] if section >= 0 else UNFITTED
-        part = slice(*state["starts"][[section, section + 1]]) if section >= 0 else slice(state["starts"][-2], None)
-        anchors = Spots(*(state[f"anchor_{name}"][part] for name in Spots.__dataclass_fields__))
-        by_place, by_look = state["by_place"][:, part], state["by_look"][:, part]
-        heads = self._mixtures().heads
-        predicted = np.empty((len(points), len(base)), dtype=np.float32)
-        for rows, features in centring.chunks(points):
-            look = features.clip(-OUTLYING, OUTLYING) @ state["axes"]
-            here, lies = np.full(len(look), section), np.full(len(look), frame)
-            place, alike = heads(Spots(placed[rows], look, here, lies, np.ones(len(look))), anchors)
-            z = (place @ by_place).sum(axis=0) + (alike @ by_look).sum(axis=0) + state["level"][section]
-            predicted[rows] = base + z @ state["loadings"][section]
-        return predicted
+        def evidence(features: Floats, lengths: Floats) -> float:
+            spots = Spots(xy[sample], features[sample], pool.section[sample], frame[sample], ones[sample])
+            return self._average(lengths).evidence(spots, z[sample], variance[sample])
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Each section's anchors, their reduced features and their values in every head and factor."""
-        return dict(self._state)
+        of_lengths = pool.draw(None, self.n_inducing)
+        standardizer, components, features, lengths = self._reduce(sections, standardizer, of_lengths, evidence)
+        spots, average = (
+            Spots(xy, features, pool.section, frame, ones),
+            self._average(lengths),
+        )
+        compared = candidates(transforms.frame, correlation)
+        similarity = section_similarity(spots, z, variance, compared, average, draw=pool.draw)
+        _warn_of_dissimilar(similarity, standardizer.names)
+        # Only the means that are put back are shrunk: an offset between sections would pass for a factor.
+        shrunk = standardizer.shrunk(sections)
+        solver = _Solver(self, average, spots, variance, pool, similarity)
+        solutions, held_out = solver.solve(shrunk.gene_mean, progress=progress)
+        return {
+            **shrunk.state(),
+            **{f"transform_{name}": array for name, array in vars(transforms).items()},
+            **_joined(solutions),
+            "components": components,
+            "lengths": average.lengths,
+            "feature_lengths": lengths,
+            "similarity": similarity,
+        }, held_out
 
-    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what :meth:`state` gave.
+    def _solution(self, state: State, section: int) -> Solution:
+        start, end = state["starts"][section - 1 if section < 0 else section :][:2]
+        part = slice(start, end)
+        inducing = Spots(*(state[f"inducing_{name}"][part] for name in Spots.__dataclass_fields__))
+        values = KernelValues(state["position_values"][:, part], state["feature_values"][:, part])
+        return inducing, values, state["level"][section], state["loadings"][section]
 
-        Raises
-        ------
-        ValueError
-            It is of an earlier version, where all sections had the same loadings.
-        """
-        if state["loadings"].ndim != 3:
-            raise ValueError("the attention model was fitted by an earlier sthisto, with other loadings. Fit again.")
-        self._state = dict(state)
+    def _placed(self, points: Section, state: State, section: int) -> tuple[Floats, int]:
+        if section < 0:
+            return points.xy, section
+        transforms = RigidTransforms(*(state[f"transform_{name}"] for name in RigidTransforms.__dataclass_fields__))
+        return transforms.apply(points.xy, section), transforms.frame[section]
 
-    def _mixtures(self) -> KernelAverage:
-        state = self._state
-        heads = Heads(state["lengths"], state["feature_lengths"], self.coherence)
-        return KernelAverage(heads, self.looks, np.array(self.noises), self.power)
-
-    def _shared(self, pool: "_Pool", variance: Floats) -> Floats:
-        """Scores (n, f) of all spots in the leading factors of all, by which sections are compared."""
-        rows = [pool.draw(each) for each in range(len(pool.sections))]
-        axes = leading((pool.deviation(each) / np.sqrt(variance[each])[:, None] for each in rows), LEADING)
-        return np.concatenate([pool.deviation(each) @ axes for each in rows])
-
-    def _n_factors(self, spots: Spots, y: Floats) -> int:
-        return min(self.n_factors or (30 if len(spots) > 1000 else 15), int(y.shape[1]))
-
-    def _lay_over(
-        self, sections: Sequence[Section], of: NDArray[np.int64], z: Floats, alike: Floats
+    def _register(
+        self, sections: Sequence[Section], section: NDArray[np.int64], z: Floats, correlation: Floats
     ) -> RigidTransforms:
-        """RigidTransforms of the sections, each its own without coherence."""
+        """Find the transforms of the sections, each to a frame of its own without coherence."""
         if self.coherence <= 0:
-            return RigidTransforms.apart(len(sections))
-        pitch = np.array([np.nan if section.pitch_um is None else section.pitch_um for section in sections])
-        return register_sections(np.concatenate([section.xy for section in sections]), z, of, alike, pitch)
-
-    def _solve(self, spots: Spots, variance: Floats, pool: "_Pool", *, progress: bool) -> list[NDArray[np.float32]]:
-        """Solve for each section, then for those that were not fitted; return what was held back, (n, g) a section."""
-        mixtures, looks = self._mixtures(), replace(self._mixtures(), looks=ALL)
-        n_sections = len(self._state["kinship"])
-        total = n_sections * mixtures.n + looks.n
-        solved, held_back = [], []
-        with tqdm(total=total, desc="attention", unit="mixture", disable=not progress) as bar:
-            for one in range(n_sections):
-                heard = self._listen(one, spots, variance, pool)
-                values, left_out = mixtures.solve(*heard.asked, step=bar.update)
-                own = heard.spots.section == one
-                if 2 * own.sum() < len(own):
-                    values, left_out = _by_own_spots((values, left_out), looks.solve(*heard.asked), heard.factors, own)
-                solved.append(heard.solution(values, values.level(own[heard.chosen])))
-                forgotten = heard.factors.forget(heard.y, left_out, np.array(1 / own.sum()))[own]
-                held_back.append((forgotten + self._state["gene_mean"][one]).astype(np.float32))
-            heard = self._listen(UNFITTED, spots, variance, pool)
-            values, _ = looks.solve(*heard.asked, step=bar.update)
-            solved.append(heard.solution(values, self._unseen(heard.spots, heard.chosen, values)))
-        self._state |= _Solution.join(solved)
-        return held_back
-
-    def _listen(self, one: int, spots: Spots, variance: Floats, pool: "_Pool") -> "_Heard":
-        """Gather what a section is told from, factors of its own included."""
-        rows, chosen, similarity = self._company(one, pool, self._state["kinship"])
-        y = pool.deviation(rows)
-        factors = Factors.of(y, variance[rows], similarity, self._n_factors(spots, y))
-        return _Heard(replace(spots[rows], similarity=similarity), chosen, y, variance[rows], factors)
-
-    def _unseen(self, spots: Spots, chosen: NDArray[np.intp], values: Values) -> Floats:
-        """Level (f,) of a section that was not fitted: with it the spots, told by their look, have their gene means."""
-        _, alike = self._mixtures().heads(replace(spots, section=np.full(len(spots), UNFITTED)), spots[chosen])
-        level: Floats = -(alike @ values.by_look).sum(axis=0).mean(axis=0)
-        return level
-
-    def _company(self, one: int, pool: "_Pool", kin: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-        """Rows that a section listens to, which of them are anchors, and the kinship (n,) of each."""
-        if one == UNFITTED:
-            heard = standing(kin)
-            among = np.flatnonzero(heard >= HEARD)
-            rows, chosen = pool.fair(among, 2 * self.n_anchors), pool.fair(among, self.n_anchors)
-            return rows, np.searchsorted(rows, chosen), heard[pool.section[rows]]
-        others = np.flatnonzero((kin[one] >= HEARD) & (np.arange(len(kin)) != one))
-        own, beside = pool.draw(one), pool.fair(others, self.n_beside)
-        guests = min(len(beside), max(self.n_anchors // 4, self.n_anchors - len(own)))
-        rows = np.sort(np.concatenate([own, beside]))
-        chosen = np.concatenate([pool.draw(one, self.n_anchors - guests), pool.fair(others, guests)])
-        return rows, np.searchsorted(rows, np.sort(chosen)), kin[one][pool.section[rows]]
+            return RigidTransforms.identity(len(sections))
+        pitch = np.array([np.nan if each.pitch_um is None else each.pitch_um for each in sections])
+        return register_sections(np.concatenate([each.xy for each in sections]), z, section, correlation, pitch)
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """Spots (n) that a section listens to, its own among them."""
+class TrainingSet:
+    """Spots (n) that a section is fitted with, its own among them."""
 
+    rows: Rows  # in the pool
     spots: Spots
-    chosen: NDArray[np.intp]  # (j,) rows that are anchors
-    y: Floats  # (n, g)
+    inducing: Rows  # (j,) of these spots
     variance: Floats  # (n,)
     factors: Factors
 
-    @property
-    def asked(self) -> tuple[Spots, NDArray[np.intp], Floats, Floats]:
-        """What a mixture is solved from."""
-        return self.spots, self.chosen, self.factors.z, self.variance
+    def solve(self, average: KernelAverage, held_out: Rows, step: Any) -> tuple[KernelValues, Floats]:
+        """Values of the inducing points and leave-one-out factors; see :meth:`KernelAverage.solve`."""
+        z = self.factors.z
+        return average.solve(self.spots, self.inducing, z, self.variance, held_out=held_out, step=step)
 
-    def solution(self, values: Values, level: Floats) -> "_Solution":
+    def solution(self, values: KernelValues, level: Floats) -> Solution:
         """Put together what to predict with."""
-        return _Solution(self.spots[self.chosen], values, level, self.factors.share * self.factors.loadings)
-
-
-def _by_own_spots(
-    both: tuple[Values, Floats], from_looks: tuple[Values, Floats], factors: Factors, own: NDArray[np.bool_]
-) -> tuple[Values, Floats]:
-    """Mix two solutions, values and held-back factors, as the few own spots of a section have it.
-
-    Where other sections outnumber it, they settle how much place has to say, on places of which it has hardly any.
-    Which share of that to believe is a regression of the own spots on what both solutions say of them without them.
-    """
-    weight = factors.weight[own] * (factors.loadings**2).sum(axis=1)
-    differ, missed = both[1][own] - from_looks[1][own], factors.z[own] - from_looks[1][own]
-    share = float(np.clip((weight * differ * missed).sum() / ((weight * differ**2).sum() + TINY), 0, 1))
-    return both[0].mixed(from_looks[0], share), share * both[1] + (1 - share) * from_looks[1]
+        return self.spots[self.inducing], values, level, self.factors.shrinkage * self.factors.loadings
 
 
 @dataclass(frozen=True)
-class _Solution:
-    """What one section is told from: anchors (j), their values, the section's level (f,) and the loadings (f, g)."""
+class _Solver:
+    """Solutions of all sections, and one more for sections that were not fitted."""
 
-    anchors: Spots
-    values: Values
-    level: Floats
-    loadings: Floats
+    model: Attention
+    average: KernelAverage
+    spots: Spots
+    variance: Floats
+    pool: "SpotPool"
+    similarity: Floats  # (s, s)
 
-    @staticmethod
-    def join(solved: Sequence["_Solution"]) -> dict[str, NDArray[Any]]:
-        """Arrays of all, anchors one after another from ``starts`` on."""
-        anchors = [vars(each.anchors) for each in solved]
-        return {
-            **{f"anchor_{name}": np.concatenate([each[name] for each in anchors]) for name in anchors[0]},
-            "starts": np.cumsum([0, *(len(each.anchors) for each in solved)]),
-            "by_place": np.concatenate([each.values.by_place for each in solved], axis=1),
-            "by_look": np.concatenate([each.values.by_look for each in solved], axis=1),
-            "level": np.array([each.level for each in solved]),
-            "loadings": np.array([each.loadings for each in solved]),
-        }
+    def solve(self, gene_mean: Floats, *, progress: bool) -> tuple[list[Solution], HeldOut]:
+        """Solutions, the one for sections that were not fitted last, and held-out predictions."""
+        features_only = replace(self.average, feature_weights=FEATURES_ONLY)
+        total = len(gene_mean) * len(self.average.grid) + len(features_only.grid)
+        solutions, predictions = [], []
+        with tqdm(total=total, desc="attention", unit="kernel", disable=not progress) as bar:
+            for section, mean in enumerate(gene_mean):
+                training = self._gather(section)
+                held_out = self._held_out(section, training)
+                own = training.spots.section == section
+                values, left_out = training.solve(self.average, held_out, bar.update)
+                if 2 * own.sum() < len(own):
+                    by_features = training.solve(features_only, held_out, bool)
+                    values, left_out = _weighted((values, left_out), by_features, training.factors, held_out)
+                solutions.append(training.solution(values, values.level(own[training.inducing])))
+                predictions.append(self._predictions(section, training, held_out, left_out, mean))
+            training = self._gather(UNFITTED)
+            values, _ = training.solve(features_only, np.empty(0, dtype=np.intp), bar.update)
+            level = self.average.unfitted_level(training.spots, training.spots[training.inducing], values)
+            return [*solutions, training.solution(values, level)], predictions
+
+    def _gather(self, section: int) -> TrainingSet:
+        """Spots that a section is fitted with, with factors of its own."""
+        rows, inducing, similarity = self._donor_rows(section)
+        n_factors = self.model._number_of_factors(len(rows), self.pool.n_genes)
+        factors = Factors.of(lambda at: self.pool.deviation(rows[at]), self.variance[rows], similarity, n_factors)
+        spots = replace(self.spots[rows], similarity=similarity)
+        return TrainingSet(rows, spots, inducing, self.variance[rows], factors)
+
+    def _donor_rows(self, section: int) -> tuple[Rows, Rows, Floats]:
+        """Rows of the pool that a section is fitted with, which of them are inducing points, similarity (n,) of each."""
+        pool, n_inducing = self.pool, self.model.n_inducing
+        if section == UNFITTED:
+            central = centrality(self.similarity)
+            donors = np.flatnonzero(central >= NEGLIGIBLE)
+            rows, inducing = pool.balanced(donors, 2 * n_inducing), pool.balanced(donors, n_inducing)
+            return rows, np.searchsorted(rows, inducing), central[pool.section[rows]]
+        similarity = self.similarity[section]
+        donors = np.flatnonzero((similarity >= NEGLIGIBLE) & (np.arange(len(similarity)) != section))
+        own, borrowed = pool.draw(section), pool.balanced(donors, self.model.n_borrowed_spots)
+        n_borrowed = min(len(borrowed), max(n_inducing // 4, n_inducing - len(own)))
+        rows = np.sort(np.concatenate([own, borrowed]))
+        inducing = np.concatenate([pool.draw(section, n_inducing - n_borrowed), pool.balanced(donors, n_borrowed)])
+        return rows, np.searchsorted(rows, np.sort(inducing)), similarity[pool.section[rows]]
+
+    def _held_out(self, section: int, training: TrainingSet) -> Rows:
+        """Rows of the training set to predict without themselves."""
+        return np.searchsorted(training.rows, self.pool.draw(section, MOST_HELD_OUT))
+
+    def _predictions(
+        self, section: int, training: TrainingSet, held_out: Rows, left_out: Floats, gene_mean: Floats
+    ) -> NDArray[np.float32]:
+        """Held-out predictions (n, g) of a section's spots."""
+        own = self.pool.draw(section)
+        predictions = np.full((len(own), len(gene_mean)), np.nan, dtype=np.float32)
+        for start in range(0, len(held_out), BLOCK):
+            rows = held_out[start : start + BLOCK]
+            y, z = self.pool.deviation(training.rows[rows]), left_out[start : start + BLOCK]
+            expression = training.factors.leave_one_out(y, z, 1 / len(own), rows)
+            predictions[np.searchsorted(own, training.rows[rows])] = expression + gene_mean
+        return predictions
 
 
-class _Pool:
-    """Spots of all sections, in one order by chance: the first few of it are a fair choice of any size."""
+def _weighted(
+    both: tuple[KernelValues, Floats], by_features: tuple[KernelValues, Floats], factors: Factors, own: Rows
+) -> tuple[KernelValues, Floats]:
+    """Mix two solutions, values and held-out factors, as fits a section's few own spots best.
 
-    def __init__(self, sections: Sequence[Section], centring: SectionStandardizer, rng: np.random.Generator) -> None:
-        self.sections, self.centring = sections, centring
-        self.section = np.repeat(np.arange(len(sections)), centring.n_spots)
+    Where other sections outnumber it, they determine how much positions count, which the section has hardly any of. The
+    weight of the solution that uses positions is a regression of its own spots on both solutions' held-out factors.
+    """
+    weight = factors.weight[own] * (factors.loadings**2).sum(axis=1)
+    difference, error = both[1] - by_features[1], factors.z[own] - by_features[1]
+    share = float(np.clip((weight * difference * error).sum() / ((weight * difference**2).sum() + TINY), 0, 1))
+    return both[0].mixed(by_features[0], share), share * both[1] + (1 - share) * by_features[1]
+
+
+def _joined(solutions: Sequence[Solution]) -> State:
+    """Arrays of all solutions, inducing points one after another from ``starts`` on."""
+    inducing, values, level, loadings = zip(*solutions, strict=True)
+    names = Spots.__dataclass_fields__
+    return {
+        **{f"inducing_{name}": np.concatenate([getattr(each, name) for each in inducing]) for name in names},
+        "starts": np.cumsum([0, *map(len, inducing)]),
+        "position_values": np.concatenate([each.position for each in values], axis=1),
+        "feature_values": np.concatenate([each.features for each in values], axis=1),
+        "level": np.array(level),
+        "loadings": np.array(loadings),
+    }
+
+
+class SpotPool:
+    """Spots of all sections, in one random order: the first few of it are a random sample of any size."""
+
+    def __init__(
+        self, sections: Sequence[Section], standardizer: SectionStandardizer, rng: np.random.Generator
+    ) -> None:
+        self.sections, self.standardizer = sections, standardizer
+        self.n_genes = standardizer.gene_mean.shape[1]
+        self.section = np.repeat(np.arange(len(sections)), standardizer.n_spots)
         self.order = rng.permutation(len(self.section))
         self.by_section = [self.order[self.section[self.order] == each] for each in range(len(sections))]
 
-    def deviation(self, rows: NDArray[np.intp]) -> Floats:
-        """Expression (n, g) of rows in rising order, less the gene means of their sections."""
-        starts = np.cumsum([0, *self.centring.n_spots])
+    def deviation(self, rows: Rows) -> Floats:
+        """Expression (n, g) of ascending rows, less the gene means of their sections."""
+        starts = np.cumsum([0, *self.standardizer.n_spots])
         cuts = np.searchsorted(rows, starts)
         parts = zip(self.sections, starts, cuts, cuts[1:], strict=False)
         return np.concatenate(
-            [self.centring.deviation(each, rows[a:b] - start) for each, start, a, b in parts if a < b]
+            [self.standardizer.deviation(each, rows[a:b] - start) for each, start, a, b in parts if a < b]
         )
 
-    def draw(self, section: int | None, most: int | None = None) -> NDArray[np.intp]:
-        """Rows of a section, or of all together, in rising order."""
+    def variance(self) -> Floats:
+        """Mean square (n,) of every spot about its neighbors in the section."""
+        deviation = self.standardizer.deviation
+        parts = [spot_variance(each.xy, lambda rows, each=each: deviation(each, rows)) for each in self.sections]  # type: ignore[misc]
+        return np.concatenate(parts)
+
+    def leading_factors(self, variance: Floats) -> Floats:
+        """Scores (n, f) of all spots in the leading factors of all, by which sections are compared."""
+        blocks = [np.arange(start, min(start + BLOCK, len(variance))) for start in range(0, len(variance), BLOCK)]
+        weighted = (self.deviation(rows) / np.sqrt(variance[rows])[:, None] for rows in blocks)
+        components = leading_components(weighted, N_REGISTERED)
+        return np.concatenate([self.deviation(rows) @ components for rows in blocks])
+
+    def draw(self, section: int | None, most: int | None = None) -> Rows:
+        """Rows of a section, or of all together, ascending."""
         return np.sort((self.order if section is None else self.by_section[section])[:most])
 
-    def fair(self, sections: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    def balanced(self, sections: Rows, most: int) -> Rows:
         """As many rows as there is room for, of each section as many, as far as it has them."""
         of = [self.by_section[each] for each in sections]
-        turn = np.concatenate([np.empty(0, dtype=np.intp), *(np.arange(len(each)) for each in of)])
+        rank = np.concatenate([np.empty(0, dtype=np.intp), *(np.arange(len(each)) for each in of)])
         rows = np.concatenate([np.empty(0, dtype=np.intp), *of])
-        return np.sort(rows[np.argsort(turn, kind="stable")[:most]])
+        return np.sort(rows[np.argsort(rank, kind="stable")[:most]])
 
 
-def _report(kin: Floats, names: Sequence[str]) -> None:
-    """Say which sections fit none of those that they were compared with."""
-    for one, name in enumerate(names):
-        beside = np.delete(kin[one], one)
-        if len(beside) and np.nanmax(beside) < STRANGER:
-            logger.warning("section %r fits none of the others (kinship %.2f): left apart", name, np.nanmax(beside))
+def _warn_of_dissimilar(similarity: Floats, names: Sequence[str]) -> None:
+    """Report sections that are dissimilar to all that they were compared with."""
+    for index, name in enumerate(names):
+        others = np.delete(similarity[index], index)
+        if len(others) and np.nanmax(others) < DISSIMILAR:
+            logger.warning(
+                "section %r is dissimilar to all others (similarity %.2f) and is modeled on its own",
+                name,
+                np.nanmax(others),
+            )

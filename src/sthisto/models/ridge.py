@@ -1,115 +1,104 @@
-"""Ridge regression on image features: the head of the HEST benchmark (Jaume et al. 2024, arXiv 2406.16192).
+"""Ridge regression on image features: the regression of the HEST benchmark (Jaume et al. 2024, arXiv 2406.16192).
 
-Features are standardised, reduced to 256 principal components and mapped to every gene linearly,
+Features are standardized, reduced to 256 principal components and mapped to every gene linearly,
 
     y(f) = mean + W^T P^T (f - m) / s,    W = argmin |Y - Z P W|^2 + alpha |W|^2
 
-with means and standardisation per section (Z: standardised features, P: components, Y: expression less the gene means).
+with means and standardization per section (Z: standardized features, P: components, Y: expression less the gene means).
 HEST sets alpha = 100 / (components x genes), next to none; here alpha is the one of a log grid with least leave-one-out
 error over all genes, which the singular value decomposition Z P = U S V^T gives in closed form (Golub, Heath and Wahba
 1979; Hastie et al., The Elements of Statistical Learning, eq. 7.64). An alpha for every gene was tried and is worse: a
-few hundred noisy spots do not carry a thousand choices.
+few hundred noisy spots do not carry a thousand choices. The same error chooses between features standardized column by
+column and on one common scale, which suits columns that are principal components.
 
     y_i - y_-i = (y_i - y^_i) / (1 - h_ii),    h_ii = 1 / n_section + sum_k U_ik^2 S_k^2 / (S_k^2 + alpha)
 
-It sees the tissue and not the place: what it explains, the image explains.
+It reads image features and no positions: what it explains, the image explains.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto.models._model import Section
-from sthisto.models._standardize import SectionStandardizer
+from sthisto._statistics import leading_components
+from sthisto.models._model import Count, HeldOut, Model, NonNegative, Section, State
+from sthisto.models._standardize import STATE, SectionStandardizer
 
-RANK = 1e-10  # singular values below this share of the first are rounding noise
+Floats = NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
-class Ridge:
-    """Linear map from ``n_components`` principal components of the features to every gene.
+class Ridge(Model):
+    """Linear map from principal components of the image features to every gene.
 
-    ``alphas`` is the grid of penalties, in units of the number of spots.
+    Parameters
+    ----------
+    n_components
+        Principal components of the features.
+    alphas
+        Penalties to choose from, in units of the number of spots.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> xy, look = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
-    >>> spots = Section(name="a", xy=xy, features=look, expression=look[:, :2] + 3)
+    >>> xy, features = rng.uniform(0, 8, (60, 2)), rng.normal(size=(60, 5)).astype(np.float32)
+    >>> spots = Section(name="a", xy=xy, features=features, expression=features[:, :2] + 3)
     >>> model = Ridge()
-    >>> held_back = model.fit([spots], random_state=0, device="cpu", progress=False)
-    >>> model.predict(Section(name="a", xy=xy[:4], features=look[:4])).shape
+    >>> held_out = model.fit([spots])
+    >>> model.predict(Section(name="a", xy=xy[:4], features=features[:4])).shape
     (4, 2)
     """
 
-    n_components: int = 256
-    alphas: Sequence[float] = tuple((10.0 ** (np.arange(-6, 9) / 2)).tolist())
-    history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
+    n_components: Count = 256
+    alphas: Sequence[NonNegative] = tuple((10.0 ** (np.arange(-6, 9) / 2)).tolist())
 
-    def fit(
-        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
-    ) -> list[NDArray[np.float32]]:
-        """Learn in closed form; return the leave-one-out predictions, (n, g) a section.
+    state_names = (*STATE, "coefficients")
 
-        A spot's expression is held back, its image is not: it takes part in the standardisation and the components.
+    def _fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str | None, progress: bool
+    ) -> tuple[State, HeldOut]:
+        by_column = SectionStandardizer.of(sections, with_features=True)
+        y, leverage = by_column.deviations(sections), by_column.leverage()
+        on_one_scale = replace(by_column, common_scale=True)
+        fits = []
+        for standardizer in (by_column, on_one_scale):
+            z = np.concatenate([standardizer.standardized(section) for section in sections])
+            fits.append((standardizer, *self._regress(z, y, leverage)))
+        errors = [((y - held_out) ** 2).sum(axis=1) for _, _, held_out in fits]
+        standardizer, coefficients, held_out = fits[int(_is_clearly_less(errors[1], errors[0]))]
+        return {**standardizer.state(), "coefficients": coefficients}, standardizer.expression(held_out)
 
-        Raises
-        ------
-        ValueError
-            Two sections of one name, or one without features or expression.
-        """
-        centring = SectionStandardizer.of(sections, with_features=True)
-        z = np.concatenate([centring.standardised(section) for section in sections])
-        y = centring.deviations(sections)
-        u, s, vt = np.linalg.svd(z, full_matrices=False)
-        kept = slice(min(self.n_components, int((s > s[0] * RANK).sum())))
-        u, s, vt = u[:, kept], s[kept], vt[kept]
-        shrink, held_back = self._choose(u, s, y, centring.leverage())
-        coefficients = vt.T @ ((shrink / s)[:, None] * (u.T @ y))
-        self._state: dict[str, NDArray[Any]] = {**centring.state(), "coefficients": coefficients.astype(np.float32)}
-        return centring.expression(held_back)
-
-    def predict(self, points: Section) -> NDArray[np.float32]:
-        """Expression (m, g) at the points.
-
-        Raises
-        ------
-        ValueError
-            No features, or another number of them than in ``fit``.
-        """
-        centring = SectionStandardizer.restore(self._state)
-        base = centring.mean_of(points.name)
-        predicted = np.empty((len(points), len(base)), dtype=np.float32)
-        for rows, z in centring.chunks(points):
-            predicted[rows] = base + z @ self._state["coefficients"]
+    def _predict(self, points: Section, state: State) -> NDArray[np.float32]:
+        standardizer = SectionStandardizer.restore(state)
+        mean = standardizer.mean_of(points.name)
+        predicted = np.empty((len(points), len(mean)), dtype=np.float32)
+        for rows, z in standardizer.chunks(points):
+            predicted[rows] = mean + z @ state["coefficients"]
         return predicted
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Section statistics and coefficients (d, g)."""
-        return dict(self._state)
-
-    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what :meth:`state` gave."""
-        self._state = dict(state)
-
-    def _choose(
-        self,
-        u: NDArray[np.float64],  # (n, k)
-        s: NDArray[np.float64],  # (k,)
-        y: NDArray[np.float64],  # (n, g)
-        leverage: NDArray[np.float64],  # (n, 1), of the section means
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Shrinkage of the components (k,) and leave-one-out predictions (n, g) at the alpha of least error."""
+    def _regress(self, z: Floats, y: Floats, leverage: Floats) -> tuple[NDArray[np.float32], Floats]:
+        """Coefficients (d, g) and leave-one-out predictions (n, g) of features (n, d)."""
+        components = leading_components([z], self.n_components)
+        u = z @ components
+        s = np.linalg.norm(u, axis=0)
+        u /= np.where(s > 0, s, 1)
         rotated = u.T @ y
         least = np.inf
-        for alpha in sorted(self.alphas, reverse=True):  # strongest first: a tie goes to the plainer model
-            d = s**2 / (s**2 + alpha * len(y))
-            with np.errstate(invalid="ignore"):  # a spot alone in its section cannot be held back: 0 / 0
-                error = (y - u @ (d[:, None] * rotated)) / (1 - leverage - (u**2 @ d)[:, None])
+        for alpha in sorted(self.alphas, reverse=True):  # strongest first: a tie goes to the simpler model
+            scale = np.where(s > 0, s, 1) ** 2
+            shrinkage = np.where(s > 0, scale / (scale + alpha * len(y)), 0)
+            with np.errstate(invalid="ignore"):  # a spot alone in its section cannot be held out: 0 / 0
+                error = (y - u @ (shrinkage[:, None] * rotated)) / (1 - leverage - (u**2 @ shrinkage)[:, None])
             loss = np.nansum(error**2)
             if loss < least:
-                least, shrink, held_back = loss, d, y - error
-        return shrink, held_back
+                least, best, held_out = loss, shrinkage, y - error
+        coefficients = components @ ((best / np.where(s > 0, s, 1))[:, None] * rotated)
+        return coefficients.astype(np.float32), held_out
+
+
+def _is_clearly_less(one: Floats, other: Floats) -> bool:
+    """Whether errors (n,) of the same spots are less by two standard errors: a rule should not follow noise."""
+    difference = (other - one)[np.isfinite(other - one)]
+    return bool(difference.sum() > 2 * np.sqrt(len(difference)) * difference.std())

@@ -12,7 +12,7 @@ on unusual tissue, :class:`PredictiveDistribution` the whole distribution, which
 from sthisto.uncertainty._calibration import Calibration, Covariates, HeldOutPredictions, check_level
 from sthisto.uncertainty._distance import DistanceInflation
 from sthisto.uncertainty._distribution import PredictiveDistribution
-from sthisto.uncertainty._novelty import FeatureStatistics, NoveltyDetector
+from sthisto.uncertainty._novelty import NoveltyDetector
 from sthisto.uncertainty._surrogates import SurrogateTest, p_values
 from sthisto.uncertainty._trend import MeanVarianceTrend
 
@@ -20,7 +20,6 @@ __all__ = [
     "Calibration",
     "Covariates",
     "DistanceInflation",
-    "FeatureStatistics",
     "HeldOutPredictions",
     "MeanVarianceTrend",
     "NoveltyDetector",

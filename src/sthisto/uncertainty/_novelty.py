@@ -9,11 +9,12 @@ conformal p-value below .01; Laxhammar and Falkman 2010, doi:10.1145/1833280.183
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+
+from sthisto._statistics import FeatureStatistics, leading_components
 
 COMPONENTS = 20
 NEIGHBOURS = 5
@@ -22,38 +23,6 @@ USUAL = 0.99  # share of the training spots that are not unusual
 CHUNK = 1024
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureStatistics:
-    """Mean and inverse standard deviation of one section's image features, by which they are standardized.
-
-    Attributes
-    ----------
-    mean
-        Mean (d,) of each feature.
-    inverse_std
-        Inverse standard deviation (d,), 0 where a feature is constant.
-
-    Examples
-    --------
-    >>> FeatureStatistics.of(np.array([[1, 5], [3, 5]], dtype=np.float32)).standardize(np.array([[4.0, 5.0]]))
-    array([[2., 0.]])
-    """
-
-    mean: Floats
-    inverse_std: Floats
-
-    @classmethod
-    def of(cls, features: NDArray[np.float32]) -> "FeatureStatistics":
-        """Statistics of features (n, d); a constant that differs in its last bit only counts as constant."""
-        mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-        return cls(mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-6 * np.abs(mean)))
-
-    def standardize(self, features: NDArray[Any]) -> Floats:
-        """Features (m, d), less the mean and divided by the standard deviation."""
-        standard: Floats = (features - self.mean) * self.inverse_std
-        return standard
 
 
 @dataclass(frozen=True)
@@ -85,8 +54,7 @@ class NoveltyDetector:
         for part, of_section in zip(features, statistics, strict=True):
             parts.append(of_section.standardize(part[np.sort(random.permutation(len(part))[:most])]))
         standard = np.concatenate(parts)
-        # Contiguous, as it comes back from a file: another memory layout can change the last bit of a product.
-        axes = np.ascontiguousarray(np.linalg.eigh(standard.T @ standard)[1][:, : -COMPONENTS - 1 : -1])
+        axes = leading_components([standard], COMPONENTS)
         looks = standard @ axes
         distance = _distance(looks, looks, skip=1)
         usual = float(np.median(distance)) or 1.0

@@ -1,7 +1,7 @@
 """DeepSpaCE: expression from the patch around a spot, by a VGG16 (Monjo et al. 2022, Scientific Reports).
 
-The patch x is 2.5 times as wide as the spot (137.5 um on Visium), resampled to 224 px. The last layer of a VGG16 made
-for ImageNet is replaced by one for the genes:
+The patch x is 2.5 times as wide as the spot (137.5 um on Visium), resampled to 224 px. The last layer of a VGG16 trained
+on ImageNet is replaced by one for the genes:
 
     y(x) = mean + W v(x) + b,    loss = smooth L1 of (y - measured), mean over spots and genes
 
@@ -9,9 +9,9 @@ by Adam, rate and weight decay 1e-4, batches of 128; training stops when the val
 epochs, and the best weights are kept.
 
 Differences from the authors' code
-- Gene means are taken per section, over the spots that are learnt from, and W and b start at zero, as in ST-Net.
-- Patches are flipped and turned at random while learning; the paper's color changes are left out.
-- The tenth of the spots that decides when to stop is drawn within each section; the authors hold out sections.
+- Gene means are taken per section, over the training spots, and W and b start at zero, as in ST-Net.
+- Patches are flipped and rotated at random in training; the paper's color changes are left out.
+- The tenth of the spots that determines when to stop is drawn within each section; the authors hold out sections.
 - No semi-supervised rounds on patches between the spots, and no filter of patches by their brightness.
 
 A VGG16 has 134 million weights: its state is 0.5 GB in ``uns``.
@@ -23,16 +23,22 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sthisto._training import Schedule
+from sthisto.models._model import Count, NonNegative, Positive
 from sthisto.models.baselines.stnet import PatchRegression
 
 
 @dataclass(kw_only=True)
 class DeepSpace(PatchRegression):
-    """Linear map from what a VGG16 sees in the patch of ``patch_um`` um, ``input_size`` px, to every gene.
+    """Linear map from a VGG16's encoding of a patch to every gene, trained until the validation loss stops falling.
 
-    ``weights`` of the ``backbone``, any network of timm: None draws them, "imagenet" takes timm's from the Hub, else
-    the name of a safetensors or pth file. ``held_out`` is the share of spots that is not learnt from and tells when to
-    stop: after ``patience`` epochs without a lower loss there, or never where it is None.
+    Parameters
+    ----------
+    backbone, patch_um, input_size, epochs, batch_size, learning_rate, weights, validation_fraction
+        As of :class:`~sthisto.models.baselines.stnet.StNet`.
+    weight_decay
+        Of the optimizer.
+    patience
+        Epochs without a lower validation loss after which training stops; ``None`` never stops early.
 
     Examples
     --------
@@ -41,13 +47,13 @@ class DeepSpace(PatchRegression):
     """
 
     backbone: str = "vgg16"
-    patch_um: float = 137.5
-    input_size: int = 224
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    patience: int | None = 5
+    patch_um: Positive = 137.5
+    input_size: Count = 224
+    epochs: Count = 100
+    batch_size: Count = 128
+    learning_rate: NonNegative = 1e-4
+    weight_decay: NonNegative = 1e-4
+    patience: Count | None = 5
 
     dropout: ClassVar[float] = 0.5  # between the layers of VGG's classifier
 

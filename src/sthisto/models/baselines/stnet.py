@@ -1,29 +1,28 @@
 """ST-Net: expression from the patch around a spot, by a convolutional network (He et al. 2020, Nat. Biomed. Eng.).
 
-A DenseNet121 made for ImageNet describes the patch x of about 150 um (224 px at the scale of the slide), and one linear
-layer, which starts at zero weight and at the gene means, tells the genes:
+A DenseNet121 trained on ImageNet encodes the patch x of about 150 um (224 px at the scale of the slide), and one linear
+layer, which starts at zero weight and at the gene means, predicts the genes:
 
     y(x) = mean + W d(x) + b,    W = b = 0 at first,    loss = sum over genes (y - measured)^2, mean over spots
 
-by SGD with momentum 0.9, learning rate 1e-6, 50 epochs of batches of 32 patches, each flipped and turned at random. The
+by SGD with momentum 0.9, learning rate 1e-6, 50 epochs of batches of 32 patches, each flipped and rotated at random. The
 prediction is the mean over the 8 symmetries of the square.
 
 Differences from the authors' code
-- Gene means are taken per section (with one section that is the same as a bias that starts there), over the spots that
-  are learnt from; they are no weights.
-- The window is in micrometres, so that sections scanned at different scales compare; the authors cut 224 px.
-- A tenth of the spots is held back from training, to learn the spread of new measurements from. Nothing stops early.
-- The target is what the user passes (log-normalised expression); the authors predict the log of 250 genes' counts.
+- Gene means are taken per section (with one section that is the same as a bias that starts there), over the training
+  spots; they are no weights.
+- The window is in micrometers, so that sections scanned at different scales compare; the authors cut 224 px.
+- A tenth of the spots is held out of training, to calibrate the uncertainty with. Nothing stops early.
+- The target is what the user passes (log-normalized expression); the authors predict the log of 250 genes' counts.
 - The rate of 1e-6 was made for 30 000 spots. On a section of a few hundred it hardly leaves the gene means: raise it.
 
-What patches a network learns from is held in memory, 0.15 MB a spot at 224 px.
+All training patches are held in memory, 0.15 MB a spot at 224 px.
 """
 
-import dataclasses
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,20 +31,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sthisto._training import (
-    Rows,
-    Schedule,
-    from_arrays,
-    in_batches,
-    mean_loss,
-    pick_device,
-    seeded,
-    split,
-    to_arrays,
-    train,
-)
-from sthisto.models._model import Section
-from sthisto.models._standardize import SectionStandardizer, expression_of
+from sthisto._training import Curves, Rows, Schedule, in_batches, mean_loss, to_arrays, train
+from sthisto.models._model import Count, Fraction, HeldOut, NonNegative, Positive, Section, State
+from sthisto.models._network import NetworkModel, patches_of, split_sections, without_features
+from sthisto.models._standardize import STATE, SectionStandardizer, expression_of
 
 SYMMETRIES = 8  # of the square: four quarter turns, each also mirrored
 
@@ -124,82 +113,21 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class PatchRegression(ABC):
-    """What networks from one patch to expression share: they see the patch alone, not the place and no neighbors."""
+class PatchRegression(NetworkModel):
+    """What networks from one patch to expression have in common: they read the patch alone, no positions, no neighbors."""
 
     backbone: str
-    patch_um: float
-    input_size: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
+    patch_um: Positive
+    input_size: Count
+    epochs: Count
+    batch_size: Count
+    learning_rate: NonNegative
     weights: str | None = None
-    held_out: float = 0.1
-    history: dict[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    validation_fraction: Fraction = 0.1
 
+    state_names = STATE
     dropout: ClassVar[float] = 0.0
     views: ClassVar[int] = 1  # symmetries that a prediction is averaged over
-
-    def fit(
-        self, sections: Sequence[Section], *, random_state: int, device: str, progress: bool
-    ) -> list[NDArray[np.float32]]:
-        """Learn; return predictions of the spots held back, NaN for the others, (n, g) a section.
-
-        Raises
-        ------
-        ValueError
-            Two sections of one name, or one without patches or expression; a loss that diverges.
-        """
-        if self.weights is None:
-            warnings.warn(
-                f"{type(self).__name__} starts from random weights: a section has too few spots to learn to see from, "
-                'so it will be less accurate than from pretrained ones. Pass params={"weights": "imagenet"}, '
-                "which downloads them, or a local file.",
-                stacklevel=3,
-            )
-        where = pick_device(device)
-        shown, hidden = hold_back(sections, self.held_out, random_state)
-        learning = [part(section, rows) for section, rows in zip(sections, shown, strict=True)]
-        centring = SectionStandardizer.of(learning, with_features=False)
-        with seeded(random_state):
-            self._network = PatchNetwork(
-                self.backbone, centring.gene_mean.shape[1], dropout=self.dropout, weights=self.weights
-            )
-        self.history = self._train(
-            sections, hidden, centring, random_state=random_state, device=where, progress=progress
-        )
-        self._state = {**centring.state(), **to_arrays(self._network)}
-        return [self.hold(section, rows) for section, rows in zip(sections, hidden, strict=True)]
-
-    def predict(self, points: Section) -> NDArray[np.float32]:
-        """Expression (m, g) at the points.
-
-        Raises
-        ------
-        ValueError
-            No patches.
-        """
-        deviations = in_batches(self._network, lambda rows: self._look(points, rows), len(points), self.batch_size)
-        return (deviations + SectionStandardizer.restore(self._state).mean_of(points.name)).astype(np.float32)
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Gene means of the sections and the network's weights, float32."""
-        return dict(self._state)
-
-    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take up what :meth:`state` gave."""
-        self._state = dict(state)
-        n_genes = SectionStandardizer.restore(self._state).gene_mean.shape[1]
-        with seeded(0):  # the first weights are replaced, the global state is not to notice
-            self._network = PatchNetwork(self.backbone, n_genes, dropout=self.dropout)
-        from_arrays(self._network, state)
-        self._network.to(pick_device(None))
-
-    def hold(self, section: Section, rows: Rows) -> NDArray[np.float32]:
-        """Predictions of the rows, (n, g), NaN elsewhere."""
-        predicted = np.full(expression_of(section).shape, np.nan, dtype=np.float32)
-        predicted[rows] = self.predict(part(section, rows))
-        return predicted
 
     @abstractmethod
     def schedule(self) -> Schedule:
@@ -209,50 +137,90 @@ class PatchRegression(ABC):
     def error(self, predicted: Tensor, measured: Tensor) -> Tensor:
         """Loss of deviations from the gene means (b, g)."""
 
+    def _fit(
+        self, sections: Sequence[Section], *, random_state: int, device: str | None, progress: bool
+    ) -> tuple[State, HeldOut]:
+        if self.weights is None:
+            warnings.warn(
+                f"{type(self).__name__} starts from random weights: a section has too few spots to train an image "
+                'network on, so it will be less accurate than from pretrained ones. Pass params={"weights": "imagenet"}, '
+                "which downloads them, or a local file.",
+                stacklevel=4,
+            )
+        training, validation = split_sections(sections, self.validation_fraction, random_state)
+        kept = [without_features(section, rows) for section, rows in zip(sections, training, strict=True)]
+        standardizer = SectionStandardizer.of(kept, with_features=False)
+        self._build(standardizer.state(), random_state, device)
+        self.history = self._train(sections, validation, standardizer, random_state=random_state, progress=progress)
+        held_out = [np.full(expression_of(section).shape, np.nan, dtype=np.float32) for section in sections]
+        for section, rows, predicted in zip(sections, validation, held_out, strict=True):
+            predicted[rows] = self.predict(without_features(section, rows))
+        return {**self.arrays, **to_arrays(self._network)}, held_out
+
+    def _predict(self, points: Section, state: State) -> NDArray[np.float32]:
+        deviations = in_batches(
+            self._network, lambda rows: self._deviations(points, rows), len(points), self.batch_size
+        )
+        return (deviations + SectionStandardizer.restore(state).mean_of(points.name)).astype(np.float32)
+
+    def _make_network(self, state: State, *, restored: bool) -> nn.Module:
+        weights = None if restored else self.weights
+        return PatchNetwork(self.backbone, state["gene_mean"].shape[1], dropout=self.dropout, weights=weights)
+
     def _train(
         self,
         sections: Sequence[Section],
-        hidden: Sequence[Rows],
-        centring: SectionStandardizer,
+        held_out: Sequence[Rows],
+        standardizer: SectionStandardizer,
         *,
         random_state: int,
-        device: torch.device,
         progress: bool,
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> Curves:
         pixels = torch.from_numpy(np.concatenate([patches_of(section) for section in sections]))  # (n, h, w, 3)
-        target = torch.from_numpy(centring.deviations(sections).astype(np.float32))
+        target = torch.from_numpy(standardizer.deviations(sections).astype(np.float32))
         starts = np.cumsum([0, *map(len, sections)])
-        validation = np.concatenate([start + rows for start, rows in zip(starts, hidden, strict=False)])
+        validation = np.concatenate([start + rows for start, rows in zip(starts, held_out, strict=False)])
 
-        def loss(rows: Tensor, *, turning: bool = True) -> Tensor:
-            seen = turned(pixels[rows], torch.randint(SYMMETRIES, (len(rows),))) if turning else pixels[rows]
-            return self.error(self._network(seen.to(device)), target[rows].to(device))
+        def loss(rows: Tensor, *, augmented: bool = True) -> Tensor:
+            patches = rotated(pixels[rows], torch.randint(SYMMETRIES, (len(rows),))) if augmented else pixels[rows]
+            return self.error(self._network(patches.to(self._device)), target[rows].to(self._device))
 
         return train(
             self._network,
             loss,
             np.setdiff1d(np.arange(len(target)), validation),
             self.schedule(),
-            validation=lambda: mean_loss(lambda rows: loss(rows, turning=False), validation, self.batch_size),
+            validation=lambda: mean_loss(lambda rows: loss(rows, augmented=False), validation, self.batch_size),
             random_state=random_state,
-            device=device,
+            device=self._device,
             progress=progress,
             label=type(self).__name__,
         )
 
-    def _look(self, points: Section, rows: slice) -> Tensor:
+    def _deviations(self, points: Section, rows: slice) -> Tensor:
         """Deviations (b, g) of some of the points, averaged over the views."""
-        seen = torch.from_numpy(patches_of(points, np.arange(len(points))[rows])).to(self._network.head.weight.device)
-        views = [self._network(turned(seen, torch.full((len(seen),), view))) for view in range(self.views)]
+        patches = torch.from_numpy(patches_of(points, np.arange(len(points))[rows])).to(self._device)
+        views = [self._network(rotated(patches, torch.full((len(patches),), view))) for view in range(self.views)]
         return torch.stack(views).mean(dim=0)
 
 
 @dataclass(kw_only=True)
 class StNet(PatchRegression):
-    """Linear map from what a network sees in the patch of ``patch_um`` um, ``input_size`` px, to every gene.
+    """Linear map from a network's encoding of a patch to every gene.
 
-    ``weights`` of the ``backbone``, any network of timm: None draws them, "imagenet" takes timm's from the Hub, else
-    the name of a safetensors or pth file. ``held_out`` is the share of spots that is not learnt from.
+    Parameters
+    ----------
+    backbone
+        Any network of timm.
+    patch_um, input_size
+        Side of the patch in micrometers and in pixels.
+    epochs, batch_size, learning_rate
+        Of the training.
+    weights
+        First weights of the backbone: ``None`` draws them, "imagenet" takes timm's from the Hub, else the path of a
+        safetensors or pth file.
+    validation_fraction
+        Fraction of the spots held out of training.
 
     Examples
     --------
@@ -262,11 +230,11 @@ class StNet(PatchRegression):
     """
 
     backbone: str = "densenet121"
-    patch_um: float = 150.0
-    input_size: int = 224
-    epochs: int = 50
-    batch_size: int = 32
-    learning_rate: float = 1e-6
+    patch_um: Positive = 150.0
+    input_size: Count = 224
+    epochs: Count = 50
+    batch_size: Count = 32
+    learning_rate: NonNegative = 1e-6
 
     views: ClassVar[int] = SYMMETRIES
 
@@ -281,35 +249,11 @@ class StNet(PatchRegression):
         return ((predicted - measured) ** 2).sum(dim=1).mean()
 
 
-def turned(patches: Tensor, which: Tensor) -> Tensor:
+def rotated(patches: Tensor, which: Tensor) -> Tensor:
     """Patches (b, h, w, 3), each in one of the 8 symmetries (b,) of the square; 0 leaves it as it is."""
     result = torch.empty_like(patches)
     for symmetry in set(which.tolist()):
         rows = which == symmetry
-        turn = torch.rot90(patches[rows], symmetry % 4, (1, 2))
-        result[rows] = turn.flip(2) if symmetry >= 4 else turn
+        quarter = torch.rot90(patches[rows], symmetry % 4, (1, 2))
+        result[rows] = quarter.flip(2) if symmetry >= 4 else quarter
     return result
-
-
-def patches_of(section: Section, rows: NDArray[np.intp] | None = None) -> NDArray[np.uint8]:
-    """Patches (b, h, w, 3) of some or all of the rows, or an error that says they are missing."""
-    if section.patches is None:
-        raise ValueError(f"section {section.name!r} has no picture to cut patches from; pass image=")
-    return section.patches(np.arange(len(section)) if rows is None else rows)
-
-
-def part(section: Section, rows: Rows) -> Section:
-    """Take some of a section's spots, without features."""
-    return replace(
-        section,
-        xy=section.xy[rows],
-        features=None,
-        expression=None if section.expression is None else section.expression[rows],
-        patches=lambda chosen: patches_of(section, rows[chosen]),
-    )
-
-
-def hold_back(sections: Sequence[Section], share: float, random_state: int) -> tuple[list[Rows], list[Rows]]:
-    """Rows of each section to learn from, and a random share that is held back."""
-    shown, hidden = zip(*(split(len(section), share, random_state) for section in sections), strict=True)
-    return list(shown), list(hidden)

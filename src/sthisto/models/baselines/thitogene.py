@@ -3,7 +3,7 @@
 A patch of 112 px (about 77 um) goes through
 
 1. omni-dimensional dynamic convolution (Li et al. 2022, ICLR), 3 to 16 channels, kernel and stride 4: four kernels,
-   mixed and scaled for each patch by attentions of its mean color m, over kernels, filters, channels and places:
+   mixed and scaled for each patch by attentions of its mean color m, over kernels, filters, channels and positions:
 
        W(m) = sum_i a_i(m) f(m) c(m) s(m) W_i,    a: softmax, the others: sigmoid
 
@@ -24,10 +24,10 @@ A patch of 112 px (about 77 um) goes through
 by mean squared error and Adam, rate 1e-5, 300 epochs, a section a step.
 
 Differences from the authors' code
-- Those of HisToGene: points are predicted beside the fitted spots, whose looks are kept, and nothing depends on which
-  other points are asked for; continuous places; gene means; a tenth held back. In the graph, too, a point hears its 5
-  nearest fitted spots and itself, and nobody hears points; one in a section that was never fitted hears itself alone.
-  A spot is the first of its own 5, in learning as in prediction: the map is continuous, and four others are left.
+- Those of HisToGene: points attend to the fitted spots, whose encodings are kept, and nothing depends on which other
+  points are predicted; continuous positions; gene means; a tenth held out. In the graph, too, a point attends to its 5
+  nearest fitted spots and itself, and nothing attends to points; one in a section that was not fitted attends to itself
+  alone. A spot is the first of its own 5, in training as in prediction: the map is continuous, and four others are left.
 - Convolutions are followed by group normalisation, not batch normalisation: a patch does not depend on the batch.
 - The convolutions before the capsules are two (32 and 128 channels); the paper leaves them open.
 - The attentions of the dynamic convolution have no temperature.
@@ -40,7 +40,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sthisto.models.baselines.histogene import Place, SectionNetwork, SectionRegression, blocks
+from sthisto.models._model import Count
+from sthisto.models.baselines.histogene import PositionEmbedding, SectionNetwork, SectionRegression, blocks
 
 
 class DynamicConvolution(nn.Module):
@@ -54,23 +55,23 @@ class DynamicConvolution(nn.Module):
         self.of_kernel = nn.Linear(squeezed, n_kernels)
         self.of_filter = nn.Linear(squeezed, n_out)
         self.of_channel = nn.Linear(squeezed, n_in)
-        self.of_place = nn.Linear(squeezed, side**2)
+        self.of_position = nn.Linear(squeezed, side**2)
 
     def kernel(self, images: Tensor) -> Tensor:
         """Mix the kernels for each image (b, n_in, h, w): (b, n_out, n_in, side * side)."""
         mean = self.squeeze(images.mean(dim=(2, 3)))
         mixed: Tensor = torch.einsum("bk,koip->boip", self.of_kernel(mean).softmax(dim=1), self.kernels)
-        filters, channels, places = (
-            attention(mean).sigmoid() for attention in (self.of_filter, self.of_channel, self.of_place)
+        filters, channels, positions = (
+            attention(mean).sigmoid() for attention in (self.of_filter, self.of_channel, self.of_position)
         )
-        scaled: Tensor = mixed * filters[:, :, None, None] * channels[:, None, :, None] * places[:, None, None, :]
+        scaled: Tensor = mixed * filters[:, :, None, None] * channels[:, None, :, None] * positions[:, None, None, :]
         return scaled
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (b, n_in, h, w) to (b, n_out, h / side, w / side)."""
         windows = functional.unfold(images, self.side, stride=self.side)  # (b, n_in * side * side, l)
-        seen = self.kernel(images).flatten(2) @ windows  # (b, n_out, l)
-        return seen.reshape(*seen.shape[:2], images.shape[2] // self.side, -1)
+        convolved = self.kernel(images).flatten(2) @ windows  # (b, n_out, l)
+        return convolved.reshape(*convolved.shape[:2], images.shape[2] // self.side, -1)
 
 
 class Capsules(nn.Module):
@@ -108,24 +109,24 @@ class GraphAttention(nn.Module):
 
     def forward(self, nodes: Tensor, around: Tensor) -> Tensor:
         """Nodes (n, c) and their neighbors (n, k, c) to (n, heads * head width)."""
-        heard = self.weight(torch.cat([nodes[:, None], around], dim=1)).unflatten(
+        attended = self.weight(torch.cat([nodes[:, None], around], dim=1)).unflatten(
             2, (self.heads, -1)
         )  # (n, 1 + k, h, d)
-        logits = (heard[:, :1] * self.own).sum(dim=-1) + (heard * self.other).sum(dim=-1)  # (n, 1 + k, h)
+        logits = (attended[:, :1] * self.own).sum(dim=-1) + (attended * self.other).sum(dim=-1)  # (n, 1 + k, h)
         share = functional.leaky_relu(logits, 0.2).softmax(dim=1)
-        return functional.elu((share[..., None] * heard).sum(dim=1).flatten(1))
+        return functional.elu((share[..., None] * attended).sum(dim=1).flatten(1))
 
 
 class THItoGeneNetwork(SectionNetwork):
     """All five steps."""
 
-    def __init__(self, sizes: "THItoGene", n_genes: int, n_places: int) -> None:
+    def __init__(self, sizes: "THItoGene", n_genes: int, n_positions: int) -> None:
         super().__init__()
         width = (sizes.capsules + 2) * sizes.capsule_width
         side = (sizes.input_size // 4 - 1) // 2 - 2  # what the convolutions leave of the patch
         if side < 1:
             raise ValueError(f"input_size is {sizes.input_size} px; the convolutions of thitogene need 28 or more")
-        self.see = nn.Sequential(
+        self.convolutions = nn.Sequential(
             DynamicConvolution(3, 16, 4),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, stride=2, bias=False),
@@ -139,34 +140,39 @@ class THItoGeneNetwork(SectionNetwork):
             nn.Unflatten(1, (16, 8)),
         )
         self.route = Capsules(16, 8, sizes.capsules, sizes.capsule_width)
-        self.place = Place(n_places, sizes.capsule_width)
+        self.position = PositionEmbedding(n_positions, sizes.capsule_width)
         self.blocks = blocks(sizes, width)
         self.graph = GraphAttention(width, sizes.graph_heads, sizes.capsule_width)
         graph_width = sizes.graph_heads * sizes.capsule_width
         self.out = nn.Sequential(nn.LayerNorm(graph_width), nn.Linear(graph_width, n_genes))
 
-    def look(self, patches: Tensor) -> Tensor:
-        """Describe patches by their capsules."""
-        capsules: Tensor = self.route(squash(self.see((patches / 255).permute(0, 3, 1, 2))))
+    def encode(self, patches: Tensor) -> Tensor:
+        """Encode patches by their capsules."""
+        capsules: Tensor = self.route(squash(self.convolutions((patches / 255).permute(0, 3, 1, 2))))
         return capsules.flatten(1)
 
-    def join(self, look: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def join(self, encoded: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Concatenate all three."""
-        return torch.cat([look, x, y], dim=1)
+        return torch.cat([encoded, x, y], dim=1)
 
     def head(self, tokens: Tensor, around: Tensor) -> Tensor:
-        """Read the tokens and what their neighbors say."""
+        """Read the tokens and their neighbors."""
         deviations: Tensor = self.out(self.graph(tokens, around))
         return deviations
 
 
 @dataclass(kw_only=True)
 class THItoGene(SectionRegression):
-    """Capsules, a transformer over all spots of a section and a graph, from patches of ``patch_um`` um,
-    ``input_size`` px.
+    """Capsules, a transformer over all spots of a section and a graph.
 
-    ``capsules`` of ``capsule_width`` describe a patch; ``depth`` blocks of ``heads`` heads, each ``head_width`` wide,
-    follow, then ``graph_heads`` of ``capsule_width``; ``held_out`` is the share of spots that is not learnt from.
+    Parameters
+    ----------
+    patch_um, input_size, depth, heads, head_width, mlp, dropout, epochs, learning_rate, validation_fraction
+        As of :class:`~sthisto.models.baselines.histogene.HisToGene`.
+    capsules, capsule_width
+        Capsules that encode a patch, and their width.
+    graph_heads
+        Heads of the graph attention, each as wide as a capsule.
 
     Examples
     --------
@@ -174,14 +180,14 @@ class THItoGene(SectionRegression):
     300
     """
 
-    capsules: int = 20
-    capsule_width: int = 64
-    depth: int = 4
-    graph_heads: int = 8
-    epochs: int = 300
+    capsules: Count = 20
+    capsule_width: Count = 64
+    depth: Count = 4
+    graph_heads: Count = 8
+    epochs: Count = 300
 
     n_neighbors: ClassVar[int] = 5  # 4, and the spot itself
 
-    def network(self, n_genes: int, n_places: int) -> SectionNetwork:
+    def network(self, n_genes: int, n_positions: int) -> SectionNetwork:
         """Make the network."""
-        return THItoGeneNetwork(self, n_genes, n_places)
+        return THItoGeneNetwork(self, n_genes, n_positions)
