@@ -109,7 +109,8 @@ def test_a_spatialdata_goes_the_whole_way(measured, tmp_path):
     sdata = read_zarr(tmp_path / "section.zarr")
     sthisto.pp.extract_features(sdata)
     sthisto.tl.fit(sdata)
-    dense = sthisto.tl.upsample(sdata, 2, rasters=GENES)
+    dense = sthisto.tl.upsample(sdata, 2)
+    sthisto.tl.rasterize(dense, GENES)
     table = dense["dense"]
     assert table.n_obs > 3 * measured.n_obs
     clusters(table)
@@ -123,5 +124,5 @@ def test_a_spatialdata_goes_the_whole_way(measured, tmp_path):
     dense.pl.render_shapes("spots_dense", color="spatial_domain").pl.show(ax=axes[1])
     dense.pl.render_images("spots_genes", channel=GENES[0]).pl.show(ax=axes[2])
     assert drawn(figure) > 20
-    for figure in (pl.genes(sdata["table"], GENES, dense=table, return_fig=True), pl.domains(table, return_fig=True)):
+    for figure in (pl.genes(sdata, GENES, dense=dense, return_fig=True), pl.domains(dense, return_fig=True)):
         assert drawn(figure) > 20
