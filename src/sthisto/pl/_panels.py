@@ -72,10 +72,10 @@ def panel_grid(
     blocks = [flat[i * n_panels : (i + 1) * n_panels] for i in range(len(limits))]
     for number, (name, block) in enumerate(zip(list(frames) * repeats, blocks, strict=True)):
         for panel in block:
-            _set_frame(panel, frames[name])
+            set_frame(panel, frames[name])
             panel.xaxis.labelpad = LABEL_PAD if narrow else 4
         for panel in block[:1] if own_panel else block:
-            _draw_image(panel, images.get(name), 1.0 if own_panel else image_alpha)
+            draw_image(panel, images.get(name), 1.0 if own_panel else image_alpha)
         if number < len(frames):
             draw_scale_bar(block[0], microns_per_pixel(adata, name))
         if own_panel:
@@ -127,13 +127,13 @@ def root_figure(ax: "Axes") -> "Figure":
     return figure
 
 
-def _set_frame(ax: "Axes", frame: Floats) -> None:
+def set_frame(ax: "Axes", frame: Floats) -> None:
     (left, right), (top, bottom) = frame
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
 
-def _draw_image(ax: "Axes", image: DrawnImage | None, alpha: float) -> None:
+def draw_image(ax: "Axes", image: DrawnImage | None, alpha: float) -> None:
     """Draw an image in full-resolution pixels and leave the limits of the axes as they are."""
     if image is not None:
         limits = ax.get_xlim(), ax.get_ylim()

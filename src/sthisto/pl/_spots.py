@@ -146,7 +146,7 @@ def microns_per_pixel(adata: AnnData, section: str) -> float | None:
     """Micrometers per full-resolution pixel, by the scale factors or the image features, where known."""
     known = scale_factor(adata, section, "microns_per_pixel")
     for record in _data.records(adata, "features").values():
-        known = known or dict(zip(record["sections"], record["mpp"], strict=True)).get(section)
+        known = known or dict(zip(record.get("sections", ()), record.get("mpp", ()), strict=False)).get(section)
     return None if known is None else float(known)
 
 
