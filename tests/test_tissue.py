@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from scipy.spatial import KDTree
 
 import sthisto
-from sthisto.images import is_blank, open_image, tissue_points, tissue_share
+from sthisto.images import check_tissue, is_blank, open_image, tissue_points, tissue_share
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 PINK = (205, 130, 190)
@@ -127,3 +127,31 @@ def test_share_of_points_on_tissue():
     assert tissue_share(image, xy) == pytest.approx(0.5, abs=0.03)
     assert tissue_share(image, xy + np.array([200, 0])) < 0.03
     assert tissue_share(image, [[-50, 10], [100, 10]]) == 0.5
+
+
+def test_points_of_another_place_of_the_image_are_doubted():
+    """Counted from the bottom or the right, in micrometers, of another image; and not where all is well."""
+    pixels = np.full((600, 800, 3), 244, np.uint8)
+    pixels[40:300, 60:400] = [180, 110, 170]
+    image = open_image(pixels)
+    x, y = np.meshgrid(np.arange(80, 380, 20.0), np.arange(60, 280, 20.0))
+    xy = np.column_stack([x.ravel(), y.ravel()])
+    assert check_tissue(image, xy, 0.5) == ""
+    assert "with y counted from the bottom" in check_tissue(image, xy * [1, -1] + [0, 600])
+    assert "with x counted from the right" in check_tissue(image, xy * [-1, 1] + [800, 0])
+    assert "with coordinates in micrometers turned into pixels" in check_tissue(image, xy * 0.4, 0.4)
+    assert check_tissue(image, xy * 0.4) == ""
+    assert check_tissue(image, xy + np.array([300, 200])).startswith("3% of the points are on tissue, which covers 19%")
+    assert check_tissue(open_image(np.full((300, 400, 3), [180, 110, 170], np.uint8)), xy) == ""  # tissue throughout
+
+
+def test_checks_of_a_large_array_are_cheap(monkeypatch):
+    pixels = np.full((4100, 6000, 3), 244, np.uint8)
+    pixels[:2000] = [180, 110, 170]
+    image = open_image(pixels)
+    seen = []
+    read = type(image).read
+    monkeypatch.setattr(type(image), "read", lambda self, level, *box: (seen.append(box), read(self, level, *box))[1])
+    assert tissue_share(image, [[3000, 1000], [3000, 3000]]) == 0.5
+    assert not is_blank(image)
+    assert sum((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in seen) < pixels.shape[0] * pixels.shape[1] / 8

@@ -15,7 +15,7 @@ from sthisto._data._features import (
     write_features,
 )
 from sthisto._data._fit_record import Fit, load_fit, pack, plain_params, read_fit, save_fit, unpack, write_fit
-from sthisto._data._images import SectionImage, is_blank, spot_diameter, stored_image
+from sthisto._data._images import SectionImage, spot_diameter, stored_image
 from sthisto._data._results import (
     GridPoints,
     empty_object,
@@ -79,7 +79,6 @@ __all__ = [
     "gene_names",
     "genes_to_model",
     "genes_with_values",
-    "is_blank",
     "is_spatialdata",
     "layer_names",
     "load_fit",

@@ -14,7 +14,7 @@ from sthisto._data._scale import factor_of, factors_of, resolve_scale
 from sthisto._data._section import SectionData, spatial_entries
 from sthisto._data._store import COORDINATES
 from sthisto._messages import listed, warn
-from sthisto.images import Image, check_scale, open_image, sample_patches
+from sthisto.images import Image, check_scale, check_tissue, is_blank, open_image, sample_patches
 
 if TYPE_CHECKING:
     from sthisto._data._fit_record import Fit
@@ -56,7 +56,11 @@ class SectionImage:
         """Open the image that was given, else the sharpest in ``uns["spatial"]``, and check it against the spots."""
         opened, path = _find(adata, section.name, image)
         check_scale(opened, section.xy)
-        return cls(opened, resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um), path)
+        mpp = resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um)
+        doubt = check_tissue(opened, section.xy, mpp)
+        if doubt:
+            warn(f"section {section.name!r}: {doubt}")
+        return cls(opened, mpp, path)
 
     @classmethod
     def of_features(cls, adata: AnnData, section: SectionData, image: Any = None) -> "SectionImage":
@@ -205,12 +209,6 @@ def _sharpest(stored: Mapping[str, Any], name: str) -> str | None:
             return key
         warn(f"the {key!r} image of section {name!r} is blank and was passed over.")
     return None
-
-
-def is_blank(image: Image) -> bool:
-    """Whether an image is the same color throughout."""
-    small, _ = image.thumbnail(500)
-    return not np.ptp(small, axis=(0, 1)).any()  # channel by channel: opaque black has two values
 
 
 def refuse_blank(image: Image, what: str) -> None:

@@ -18,11 +18,12 @@ Every read gives (h, w, 3) uint8 RGB by one rule:
 from sthisto.images._image import Image
 from sthisto.images._open import open_image
 from sthisto.images._patches import patch_batches, sample_patches, visiting_order
-from sthisto.images._tissue import check_scale, is_blank, tissue_points, tissue_share
+from sthisto.images._tissue import check_scale, check_tissue, is_blank, tissue_points, tissue_share
 
 __all__ = [
     "Image",
     "check_scale",
+    "check_tissue",
     "is_blank",
     "open_image",
     "patch_batches",

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,6 +145,16 @@ class Image:
                 list(pool.map(shrink, *zip(*pair, strict=True)))
             stripes = list(pool.map(stripe, range(0, width, 64)))
         return np.concatenate(stripes, axis=1), target / longest * self.scales[0]
+
+    @cached_property
+    def overview(self) -> tuple[NDArray[np.uint8], float]:
+        """Copy of at most 500 pixels and its pixels per full-resolution pixel, made once, for checks that cost little."""
+        finest = self.levels[0]
+        step = max(level_size(finest)) // 2000
+        if len(self.levels) > 1 or step < 2 or getattr(finest, "chunks", None) is not None:
+            return self.thumbnail(500)
+        part = finest[:, ::step, ::step] if channels_first(finest.shape) else finest[::step, ::step]
+        return replace(self, levels=(part,), scales=(self.scales[0] / step,)).thumbnail(500)
 
     def stored(self, level: int, *box: int) -> NDArray[Any]:
         """Pixels of a box inside a level as stored, (h, w) or (h, w, c)."""

@@ -97,7 +97,7 @@ def is_blank(image: Image) -> bool:
     >>> is_blank(open_image(np.full((80, 100, 3), 255, np.uint8)))
     True
     """
-    small, _ = image.thumbnail(500)
+    small, _ = image.overview
     return bool(np.ptp(small, axis=(0, 1)).max() <= NOISE)  # channel by channel: opaque black has two values
 
 
@@ -113,7 +113,7 @@ def tissue_share(image: Image, xy: ArrayLike) -> float:
 
     Returns
     -------
-    Number from 0 to 1; points outside the image are not on tissue, NaN without points.
+    Number from 0 to 1, NaN without points; points outside the image are not on tissue.
 
     Examples
     --------
@@ -123,11 +123,62 @@ def tissue_share(image: Image, xy: ArrayLike) -> float:
     >>> tissue_share(open_image(pixels), [[60, 40], [10, 10]])
     0.5
     """
-    points = as_points(xy)
-    small, scale = image.thumbnail(1000)
-    mask = np.pad(_tissue_mask(small), 1)
-    x, y = np.clip(np.floor(points * scale).astype(np.intp) + 1, 0, np.array(mask.shape[::-1]) - 1).T
-    return float(mask[y, x].mean()) if len(points) else float("nan")
+    small, scale = image.overview
+    return _share(_tissue_mask(small), scale, as_points(xy))
+
+
+def check_tissue(image: Image, xy: ArrayLike, mpp: float | None = None) -> str:
+    """Find signs that points belong to another place of the image: few on tissue, and more after a usual mistake.
+
+    Parameters
+    ----------
+    image
+        The stained section.
+    xy
+        (n, 2) full-resolution pixels, x then y.
+    mpp
+        Micrometers per full-resolution pixel, to recognize coordinates in micrometers.
+
+    Returns
+    -------
+    What is wrong, for a warning or a report; empty where nothing is.
+
+    Examples
+    --------
+    >>> from sthisto.images import open_image
+    >>> pixels = np.full((80, 100, 3), 245, np.uint8)
+    >>> pixels[10:30, 20:80] = [190, 120, 180]
+    >>> check_tissue(open_image(pixels), [[30, 60], [50, 65], [70, 60]])  # y counted from the bottom
+    '0% of the points are on tissue, but 100% with y counted from the bottom. Correct the coordinates.'
+    """
+    points, (small, scale) = as_points(xy), image.overview
+    mask = _tissue_mask(small)
+    share = _share(mask, scale, points)
+    height, width = image.shape
+    mistakes = {
+        "y counted from the bottom": points * [1, -1] + [0, height],
+        "x counted from the right": points * [-1, 1] + [width, 0],
+        "coordinates in micrometers turned into pixels": points / (mpp or np.inf),
+    }
+    corrected = {mistake: _share(mask, scale, moved) for mistake, moved in mistakes.items()}
+    best = max(corrected, key=corrected.__getitem__)
+    if corrected[best] > 0.9 and corrected[best] > share + 0.2:
+        return (
+            f"{share:.0%} of the points are on tissue, but {corrected[best]:.0%} with {best}. Correct the coordinates."
+        )
+    if share < min(0.5, mask.mean()):  # fewer than of points at random
+        return (
+            f"{share:.0%} of the points are on tissue, which covers {mask.mean():.0%} of the image. Is it the image of "
+            "this section, and are the coordinates its full-resolution pixels?"
+        )
+    return ""
+
+
+def _share(mask: NDArray[np.bool_], scale: float, points: NDArray[np.float64]) -> float:
+    """Share of points inside a mask."""
+    padded = np.pad(mask, 1)
+    x, y = np.clip(np.floor(points * scale).astype(np.intp) + 1, 0, np.array(padded.shape[::-1]) - 1).T
+    return float(padded[y, x].mean()) if len(points) else float("nan")
 
 
 def check_scale(image: Image, xy: ArrayLike) -> None:
