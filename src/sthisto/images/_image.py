@@ -148,7 +148,7 @@ class Image:
 
     @cached_property
     def overview(self) -> tuple[NDArray[np.uint8], float]:
-        """Copy of at most 500 pixels and its pixels per full-resolution pixel, made once, for checks that cost little."""
+        """Copy of at most 500 pixels and its pixels per full-resolution pixel, made once, for cheap checks."""
         finest = self.levels[0]
         step = max(level_size(finest)) // 2000
         if len(self.levels) > 1 or step < 2 or getattr(finest, "chunks", None) is not None:
