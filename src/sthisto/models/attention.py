@@ -54,7 +54,7 @@ N_REGISTERED = 8  # factors that sections are registered by
 DISSIMILAR = 0.1  # similarity to all others below which a section is reported
 NEGLIGIBLE = 0.05  # similarity below which no spots are borrowed
 SAMPLE = 500  # spots by which the scale of the features is chosen
-MOST_HELD_OUT = 10_000  # spots of a section that are predicted without themselves: calibration needs no more
+MOST_HELD_OUT = 5000  # spots of a section that are predicted without themselves: calibration needs no more
 BLOCK = 2048  # of these at once
 FEATURES_ONLY = (1.0,)  # feature weights where positions are unknown
 
