@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def section(n: int, genes: int, features: int) -> models.Section:
     side = int(np.ceil(np.sqrt(n)))
     xy = np.stack(np.divmod(np.arange(n), side)[::-1], axis=1).astype(float)
     z = np.cos(xy @ rng.normal(scale=0.15, size=(2, 6)) + rng.uniform(0, 6, 6)).astype(np.float32)
-    image = z @ rng.normal(size=(6, features)).astype(np.float32) + 3 * rng.normal(size=(n, features)).astype(np.float32)
+    image = z @ rng.normal(size=(6, features)).astype(np.float32) + 3 * rng.normal(size=(n, features)).astype(
+        np.float32
+    )
     loadings, expression = rng.normal(scale=0.5, size=(6, genes)), np.empty((n, genes), dtype=np.float32)
     for start in range(0, n, 4096):
         rows = slice(start, start + 4096)
@@ -33,8 +36,8 @@ def section(n: int, genes: int, features: int) -> models.Section:
 
 def resident() -> float:
     """Resident memory of this process, GB."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 def measure(model: str, n: int, genes: int, features: int) -> None:

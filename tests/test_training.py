@@ -1,5 +1,10 @@
 """The training loop against formulas by hand: optimizers, minibatches, stopping, seeds, weights as arrays."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -252,3 +257,50 @@ def test_weights_go_through_arrays_to_the_bit():
     del arrays["net.0.1.weight"]
     with pytest.raises(RuntimeError, match=r"0\.1\.weight"):
         _training.from_arrays(other, arrays)
+
+
+def test_threads_give_the_bits_of_one_thread_and_leave_the_global_state():
+    x, y = problem()
+
+    def fit(random_state):
+        module = network(random_state, dropout=0.5)
+        schedule = Schedule(epochs=20, learning_rate=0.01, batch_size=7)
+        _training.train(
+            module, squared(module, x, y), np.arange(30), schedule, **(RUN | {"random_state": random_state})
+        )
+        return np.concatenate([value.ravel() for value in _training.to_arrays(module).values()])
+
+    alone = [fit(each) for each in range(4)]
+    before = global_states()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(fit, range(4)))
+    assert_array_equal(together, alone)
+    for now, then in zip(global_states(), before, strict=True):
+        assert_array_equal(now, then)
+
+
+FORKED = """
+import os, sys, numpy as np, torch
+from sthisto import _training
+from torch import nn
+torch.set_num_threads(2)
+x = torch.randn(4000, 300, generator=_training.generator(0))
+def fit():
+    with _training.seeded(0):
+        module = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 1))
+    loss = lambda rows: module(x[rows]).square().mean()
+    schedule = _training.Schedule(epochs=2, learning_rate=0.01)
+    device = torch.device("cpu")
+    return _training.train(module, loss, np.arange(4000), schedule, random_state=0, device=device, progress=False)
+fit()
+child = os.fork()
+if not child:
+    os._exit(0 if torch.get_num_threads() == 1 and np.isfinite(fit()["train"]).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_can_train_after_its_parent_has():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=120, check=False)
+    assert done.returncode == 0

@@ -1,9 +1,13 @@
 """Training of networks: device, seeds, the loop, and weights as plain arrays.
 
-No global random state is used or changed: what layers draw (first weights, dropout) is drawn inside :func:`seeded`, the
-order of the minibatches comes from a generator of its own. The same seed gives the same bits on a CPU.
+Layers draw (first weights, dropout) inside :func:`seeded`, which restores torch's global random state; the order of the
+minibatches comes from a generator of its own. The same ``random_state`` gives the same bits on a CPU, in threads too: as
+layers of torch know one generator only, :func:`seeded` lets one thread in at a time. A forked child computes on one
+thread, since the threads of its parent are not there.
 """
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +21,19 @@ from tqdm.auto import tqdm
 
 Rows = NDArray[np.intp]
 Curves = dict[str, NDArray[np.float64]]
+
+_global_generator = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Compute on one thread, under a lock that no thread of the parent holds."""
+    global _global_generator  # noqa: PLW0603  a lock of this process
+    _global_generator = threading.RLock()
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +56,7 @@ class Schedule:
                 raise ValueError(f"{name} is {value!r}, but has to be 1 or more")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimizer over the weights of the module that learn.
+        """Make the optimizer over the trainable weights of the module.
 
         Raises
         ------
@@ -88,35 +105,33 @@ def generator(random_state: int) -> torch.Generator:
 
 @contextmanager
 def seeded(random_state: int, device: torch.device | None = None) -> Iterator[None]:
-    """Within, layers draw (first weights, dropout) from ``random_state``; the global state is restored."""
-    if device is None or device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed the GPUs, too.
-            torch.default_generator.manual_seed(random_state)
+    """Draw from ``random_state`` within, one thread at a time; afterwards the global state is what it was."""
+    with _global_generator, torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the GPUs, too.
+        torch.default_generator.manual_seed(random_state)
+        if device is None or device.type == "cpu":
             yield
-        return
-    on_device = torch.get_device_module(device)
-    before = on_device.get_rng_state(device)
-    with seeded(random_state):
-        state = torch.Generator(device).manual_seed(random_state).get_state()
-        on_device.set_rng_state(state, device)
+            return
+        on_device = torch.get_device_module(device)
+        before = on_device.get_rng_state(device)
+        on_device.set_rng_state(torch.Generator(device).manual_seed(random_state).get_state(), device)
         try:
             yield
         finally:
             on_device.set_rng_state(before, device)
 
 
-def split(n: int, share: float, random_state: int) -> tuple[Rows, Rows]:
-    """Rows to learn from and rows held out, a random share of n but at least one, both ascending.
+def split(n: int, fraction: float, random_state: int) -> tuple[Rows, Rows]:
+    """Rows to train on and rows held out, a random fraction of n but at least one, both ascending.
 
     Raises
     ------
     ValueError
-        Nothing would be left to learn from.
+        Nothing would be left to train on.
     """
-    n_held_out = max(1, round(share * n))
+    n_held_out = max(1, round(fraction * n))
     if n_held_out >= n:
-        raise ValueError(f"holding out {share:g} of {n} rows leaves none to learn from")
+        raise ValueError(f"holding out {fraction:g} of {n} rows leaves none to train on")
     shuffled = np.random.default_rng(random_state).permutation(n)
     return np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out])
 
@@ -136,7 +151,7 @@ def train(
     """Train the module in place on the device, and leave it there in evaluation mode.
 
     Every epoch goes once through the rows in a new order, in minibatches of nearly equal size. With a ``patience`` the
-    weights of the epoch with the lowest validation loss are kept: what is learnt later is the training spots' noise.
+    weights of the epoch with the lowest validation loss are kept: later epochs fit the training spots' noise.
 
     Parameters
     ----------
@@ -145,7 +160,7 @@ def train(
     loss
         Mean loss, a scalar, of the rows (b,) int64 of one minibatch; it closes over the data and the module.
     rows
-        Rows (n,) of the data to learn from: spots, or sequences of them.
+        Rows (n,) of the data to train on: spots, or sequences of them.
     schedule
         Optimizer, epochs, batches, stopping.
     validation
@@ -159,7 +174,7 @@ def train(
 
     Returns
     -------
-    Curves over the epochs that were run, (e,) each: ``train``, the mean loss while learning, and ``validation`` where
+    Curves over the epochs that were run, (e,) each: ``train``, the mean loss in training, and ``validation`` where
     one is given.
 
     Raises

@@ -60,7 +60,7 @@ def restore(name: str, params: Mapping[str, Any] | None, arrays: Mapping[str, ND
 
 
 def reads_pixels(name: str, model: Model) -> bool:
-    """Whether a built model takes patches: as the registry says, or by its own setting ``rgb``."""
+    """Whether a built model takes patches: by the registry, or by its own setting ``rgb``."""
     return "patches" in MODELS[name].inputs or bool(getattr(model, "rgb", False))
 
 

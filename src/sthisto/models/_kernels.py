@@ -199,7 +199,7 @@ class KernelAverage:
 
 @dataclass(frozen=True)
 class _Solution:
-    """What one kernel says of the factors, for all noises."""
+    """Factors by one kernel, for all noises."""
 
     basis: Floats  # (j, r) L^-T B
     rotated: Floats  # (r, f) B^T Psi^T target

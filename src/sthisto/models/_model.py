@@ -50,7 +50,7 @@ class Section:
     Attributes
     ----------
     name
-        Tells sections of one fit from each other; a section is *fitted* if ``fit`` was given one of its name.
+        Identifies a section within a fit; a section is *fitted* if ``fit`` was given one of its name.
     xy
         Positions (n, 2) in units of the pitch, the distance between neighboring spots.
     features
@@ -156,7 +156,7 @@ class Model(ABC):
         return held_out
 
     def predict(self, points: Section) -> NDArray[np.float32]:
-        """Expression (m, g) at the points; ``points.name`` says which of the fitted sections they belong to.
+        """Expression (m, g) at the points; ``points.name`` is the fitted section they belong to.
 
         Raises
         ------

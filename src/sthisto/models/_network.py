@@ -38,7 +38,7 @@ class NetworkModel(Model):
 
 
 def patches_of(section: Section, rows: Rows | None = None) -> NDArray[np.uint8]:
-    """Patches (b, h, w, 3) of some or all of the rows, or an error that says they are missing."""
+    """Patches (b, h, w, 3) of some or all of the rows, or an error if they are missing."""
     if section.patches is None:
         raise ValueError(f"section {section.name!r} has no picture to cut patches from; pass image=")
     return section.patches(np.arange(len(section)) if rows is None else rows)

@@ -160,14 +160,14 @@ def unpack_names(packed: NDArray[np.generic]) -> list[str]:
 
 
 def features_of(section: Section) -> NDArray[np.float32]:
-    """Give the features, or an error that says they are missing."""
+    """Give the features, or raise an error if they are missing."""
     if section.features is None:
         raise ValueError(f"section {section.name!r} has no image features; extract them first (pp.extract_features)")
     return section.features
 
 
 def expression_of(section: Section) -> NDArray[np.float32]:
-    """Give the measured expression, or an error that says it is missing."""
+    """Give the measured expression, or raise an error if it is missing."""
     if section.expression is None:
         raise ValueError(f"section {section.name!r} has no measured expression to learn from")
     return section.expression
