@@ -1,5 +1,6 @@
 """Networks as encoders: the laws, the pooling, the forward pass, and records that bring them back."""
 
+import contextlib
 import importlib.machinery
 import json
 import logging
@@ -22,10 +23,11 @@ from torch import nn
 
 import sthisto
 from sthisto import encoders
-from sthisto.encoders import ENCODERS, _network, has_tokens, has_weights
+from sthisto.encoders import ENCODERS, _network, _sources, has_tokens, has_weights
 from sthisto.encoders._architectures import differences, is_meta, timm_backbone
 from sthisto.encoders._network import infer_output_spec
 from sthisto.encoders._registry import is_redistributable
+from sthisto.encoders._weights import WeightFile
 
 NETWORKS = [name for name, spec in ENCODERS.items() if spec.weights]
 TIMM = [name for name in NETWORKS if ENCODERS[name].builder == "timm"]
@@ -503,6 +505,20 @@ def test_models_of_lazyslide_are_loaded_by_name(monkeypatch):
         encoders.load("segmenter")
     with pytest.raises(ValueError, match="takes no weights="):
         encoders.load("colors-of-a-patch", weights="a.safetensors")
+
+
+def test_metadata_does_not_fetch_a_repository_silently(file, tiny, monkeypatch):
+    asked = []
+    found = WeightFile(file, sha256(file.read_bytes()).hexdigest(), repo_id="owner/name", revision="1")
+    monkeypatch.setattr(_sources, "from_hub", lambda *where: (asked.append(where), found)[1])
+    made = encoders.record(encoders.load("tiny", weights=file))
+    for repo_id, expectation in (
+        ("owner/name", pytest.warns(UserWarning, match="loaded from the repository 'owner/name' of the Hub")),
+        (ENCODERS["uni"].weights, contextlib.nullcontext()),
+    ):
+        with expectation:
+            encoders.restore({**made, "provenance": {**made["provenance"], "repo_id": repo_id, "revision": "1"}})
+    assert asked == [("owner/name", "1"), (ENCODERS["uni"].weights, "1")]
 
 
 def test_metadata_cannot_make_timm_unpickle_or_download(tmp_path, file, tiny):

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from sthisto.images import open_image, patch_batches, sample_patches
-from sthisto.images._slide import open_slide
+from sthisto.images._slides import open_slide
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "slides"
 openslide = pytest.importorskip("openslide")

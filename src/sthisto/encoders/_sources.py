@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sthisto._messages import warn
 from sthisto._training import pick_device
 from sthisto.encoders._architectures import (
     Backbone,
@@ -157,6 +158,11 @@ def from_record(
         source = {key: value for key, value in provenance.items() if key not in {"pooling", "precision"}}
         return make_encoder(backbone, spec, forward, source)
     repo_id, path = str(provenance["repo_id"]), str(provenance["file"])
+    if repo_id and all(repo_id != known.weights for known in ENCODERS.values()):
+        warn(
+            f"the object has the weights of {name!r} loaded from the repository {repo_id!r} of the Hub, with your "
+            f"token where one is set. Pass encoder='hf-hub:{repo_id}' to choose it yourself."
+        )
     file = from_hub(repo_id, str(provenance["revision"])) if repo_id else from_disk(path)
     if file.sha256 != provenance["sha256"]:
         raise ValueError(

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto.images._image import Image, level_size
-from sthisto.images._slide import FORMATS, open_slide
-from sthisto.images._tiff import open_tiff, refuse_large
+from sthisto.images._slides import FORMATS, open_slide, open_tiff, refuse_large
 
 logger = logging.getLogger("sthisto")
 

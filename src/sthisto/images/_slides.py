@@ -1,4 +1,4 @@
-"""TIFF of every kind: levels that are read in parts, and the file's scale."""
+"""Slides: TIFF of every kind by tifffile, formats of scanners by OpenSlide (the extra ``slides``), read in parts."""
 
 import logging
 import re
@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto.images._image import channels_first
-from sthisto.images._slide import CONVERT, open_slide
 
 logger = logging.getLogger("sthisto")
 
+CONVERT = "convert the slide to a pyramidal TIFF or OME-Zarr (bioformats2raw, vips)"
+EXTRA = "install the extra for slides: pip install 'sthisto[slides]'"
+FORMATS = {".mrxs", ".vms", ".vmu", ".ndpi", ".scn", ".bif", ".svslide", ".dcm", ".czi", ".vsi"}
 _MASK = re.compile(r"mask|label|annotation|segment", re.IGNORECASE)  # names of images that are no slides
 _UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}  # both signs for micro occur
 _TAG_UNITS = {2: 25400.0, 3: 1e4, "um": 1.0, "µm": 1.0, "\\u00B5m": 1.0, "micron": 1.0}  # inch, cm; words are ImageJ's
@@ -216,3 +219,49 @@ def _ome_pixels(tiff: Any, page: Any) -> Mapping[str, str]:
         return {}
     size = (str(page.imagewidth), str(page.imagelength))
     return next((image.attrib for image in images if (image.get("SizeX"), image.get("SizeY")) == size), {})
+
+
+# --- OpenSlide --------------------------------------------------------------------------------------------------------
+
+
+class SlideLevel:
+    """A level of a slide, sliced as an array (h, w, 4): RGB and alpha, which is 0 where nothing was scanned."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, slide: Any, level: int) -> None:
+        width, height = slide.level_dimensions[level]
+        tile = (slide.properties.get(f"openslide.level[{level}].tile-{side}", 512) for side in ("height", "width"))
+        self.slide, self.level = slide, level
+        self.shape = (height, width, 4)
+        self.chunks = (*map(int, tile), 4)
+
+    def __getitem__(self, part: tuple[slice, slice]) -> NDArray[np.uint8]:
+        (top, bottom, _), (left, right, _) = (
+            axis.indices(size) for axis, size in zip(part, self.shape[:2], strict=True)
+        )
+        # A region begins at a pixel of the finest level, and its size is in pixels of this one.
+        corner = (round(start * self.slide.level_downsamples[self.level]) for start in (left, top))
+        return np.asarray(self.slide.read_region(tuple(corner), self.level, (right - left, bottom - top)))
+
+
+def open_slide(path: Path) -> tuple[list[Any], dict[str, Any]]:
+    """Levels of a slide, finest first, and what the file states: micrometers per pixel of the first.
+
+    Raises
+    ------
+    ImportError
+        OpenSlide is not installed.
+    ValueError
+        OpenSlide does not read the file.
+    """
+    try:
+        openslide = import_module("openslide")
+    except ImportError as error:
+        raise ImportError(f"{path}: this format of slides needs OpenSlide, which is missing: {EXTRA}.") from error
+    try:
+        slide = openslide.OpenSlide(path)
+    except openslide.OpenSlideError as error:
+        raise ValueError(f"{path}: OpenSlide does not read this slide ({error}); {CONVERT}.") from error
+    mpp = slide.properties.get("openslide.mpp-x")
+    return [SlideLevel(slide, level) for level in range(slide.level_count)], {"mpp": float(mpp) if mpp else None}
