@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
 import sthisto
+from sthisto import SpatialDataView as View
 from sthisto import grids
 from sthisto.images import open_image
 
@@ -75,7 +76,7 @@ def turned(degrees, *, flip=False, shift=(0.0, 0.0), scale=1.0):
 
 @pytest.fixture
 def extract(encoder):
-    return lambda thing, **options: sthisto.pp.extract_features(thing, encoder, **options)
+    return lambda thing, **options: sthisto.pp.extract_features(thing, encoder, **{"pitch_um": 100.0, **options})
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_features_are_those_of_the_table_as_anndata(section, extract, spots):
     extract(sdata)
     table = sdata["table"]
     assert_allclose(table.obsm["X_histo"], section.obsm["X_histo"], rtol=1e-6)
-    assert list(table.obsm) == ["X_histo"]
+    assert list(table.obsm) == ["X_histo", "X_histo_metadata"]
     assert "spatial" not in table.uns  # the picture is there already
     assert table.uns["sthisto"]["features"]["X_histo"]["image"].tolist() == ["sdata:he"]
 
@@ -224,7 +225,7 @@ def test_the_whole_way_is_that_of_anndata(section, sdata, model, upsample):
 def test_a_section_that_was_only_stained(sdata, section):
     sthisto.tl.fit(sdata, "ridge")
     there = sthisto.tl.predict(section, reference=sdata)
-    made = sthisto.tl.predict(sdata, reference=sdata, table_key="table")
+    made = sthisto.tl.predict(View(sdata, table_key="table"), reference=sdata)
     assert_allclose(made.X, there.X, rtol=1e-5, atol=1e-6)
     sdata["predicted"] = made  # it annotates the same shapes
     assert_array_equal(get_element_instances(sdata["spots"]), sdata["predicted"].obs["id"])
@@ -254,7 +255,7 @@ def test_several_regions_are_sections_with_an_image_each(sections, encoder, upsa
     assert sorted(dense.shapes) == ["synthetic_0_dense", "synthetic_1_dense"]
     assert sorted(dense.images) == ["synthetic_0_he", "synthetic_1_he"]
     both = {n: f"{n}_he" for n in np.unique(names)}
-    sthisto.pp.extract_features(made, encoder, image_key=both, key_added="X_again")
+    sthisto.pp.extract_features(View(made, image_key=both), encoder, key_added="X_again")
     assert_array_equal(made["table"].obsm["X_again"], made["table"].obsm["X_histo"])
     with pytest.raises(ValueError, match=r"library_key='kind': the table annotates 2 elements .*each a section of its"):
         sthisto.pp.extract_features(made, encoder, library_key="kind")
@@ -264,7 +265,7 @@ def test_the_image_of_the_features_is_taken_again(section, extract, upsample):
     """Among several images none has to be named twice."""
     other = np.full((60, 60, 3), 200, np.uint8)
     sdata = sdata_of(section, he=image_of(picture_of(section)), other=image_of(other))
-    extract(sdata, image_key="he")
+    extract(View(sdata, image_key="he"))
     sthisto.tl.fit(sdata, "ridge")
     sthisto.tl.fit(section, "ridge")
     made = upsample(sdata, 2)
@@ -290,12 +291,12 @@ def test_models_that_read_pixels_read_them_from_the_image_of_the_fit(section):
         "mlp": 32,
     }
     options = {"params": small, "genes": ["region_00", "fine_01"]}
-    with pytest.raises(KeyError, match=r"2 images lie in a coordinate system of .* where one is wanted"):
+    with pytest.raises(KeyError, match=r"2 images share a coordinate system with .* where one is wanted"):
         sthisto.tl.fit(sdata, "histogene", **options)
     found = {}
     for image in ("he", "white"):
-        sthisto.tl.fit(sdata, "histogene", image_key=image, **options)
-        sthisto.tl.predict(sdata, image_key=image)
+        sthisto.tl.fit(View(sdata, image_key=image), "histogene", **options)
+        sthisto.tl.predict(View(sdata, image_key=image))
         found[image] = sdata["table"].to_df("sthisto")[options["genes"]]
     sthisto.tl.fit(section, "histogene", **options)
     sthisto.tl.predict(section)
@@ -431,7 +432,8 @@ def test_dense_points_lie_where_the_measured_ones_do(section, extract, upsample)
     steps = {"global": Identity(), "slide": Scale([2.0, 2.0], ("x", "y"))}
     sdata = sdata_of(section, spots={"shapes": {"spots": circles(section.obsm["spatial"], steps)}})
     sthisto.tl.fit(sdata, "idw")
-    dense = upsample(sdata, 2, rasters="region_00")
+    dense = upsample(sdata, 2)
+    sthisto.tl.rasterize(dense, "region_00")
     for name in ("spots_dense", "spots_genes"):
         assert set(get_transformation(dense[name], get_all=True)) == {"global", "slide"}
 
@@ -441,7 +443,8 @@ def test_pictures_of_genes_have_the_predicted_values_in_their_places(section, up
     sdata = sdata_of(section, spots={"shapes": {"spots": there}})
     sthisto.tl.fit(sdata, "idw")
     genes = ["noise_04", "region_00"]
-    made = upsample(sdata, 2, rasters=genes)
+    made = upsample(sdata, 2)
+    sthisto.tl.rasterize(made, genes)
     image, table = made["spots_genes"], made["dense"]
     assert image.coords["c"].values.tolist() == genes
     assert np.isfinite(image.data).all()
@@ -457,7 +460,8 @@ def test_pictures_of_genes_have_the_predicted_values_in_their_places(section, up
 def test_points_of_ones_own_are_squares(sdata, upsample):
     sthisto.tl.fit(sdata, "idw")
     xy = np.array([[100.0, 300.0], [130.0, 300.0], [400.0, 333.3]])
-    made = upsample(sdata, xy, rasters=["region_00"])
+    made = upsample(sdata, xy)
+    sthisto.tl.rasterize(made, ["region_00"])
     assert_allclose(made["dense"].obsm["spatial"], xy)
     assert_allclose(made["spots_dense"].bounds.iloc[0], [85, 285, 115, 315])
 
@@ -470,22 +474,24 @@ def test_a_finer_table_of_the_same_object_is_a_grid(section, extract, upsample):
     sdata = sdata_of(section)
     sdata["fine"] = circles(xy / 2, {"global": Scale([2.0, 2.0], ("x", "y"))})
     sdata["bins"] = table_of(other, "fine")
-    extract(sdata, table_key="table")
-    sthisto.tl.fit(sdata, "ridge", table_key="table")
-    made = upsample(sdata, "bins", table_key="table", rasters=["region_00"])
+    extract(View(sdata, table_key="table"))
+    sthisto.tl.fit(View(sdata, table_key="table"), "ridge")
+    made = upsample(View(sdata, table_key="table"), "bins")
+    sthisto.tl.rasterize(made, ["region_00"])
     assert list(made["dense"].obs_names) == list(other.obs_names)
     assert list(made.shapes) == ["fine"]
     sthisto.tl.fit(section, "ridge")
     assert_allclose(made["dense"].X, upsample(section, xy).X, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="max_distance= beside grid='bins'"):
-        upsample(sdata, "bins", table_key="table", max_distance=3.0)
+    with pytest.raises(ValueError, match="max_distance= with grid='bins'"):
+        upsample(View(sdata, table_key="table"), "bins", max_distance=3.0)
     with pytest.raises(KeyError, match=r"no table 'bin' in the SpatialData .found: 'table', 'bins'"):
-        upsample(sdata, "bin", table_key="table")
+        upsample(View(sdata, table_key="table"), "bin")
 
 
 def test_it_is_written_and_read(sdata, tmp_path, upsample):
     sthisto.tl.fit(sdata, "ridge")
-    made = upsample(sdata, 2, rasters=["region_00"])
+    made = upsample(sdata, 2)
+    sthisto.tl.rasterize(made, ["region_00"])
     made.write(tmp_path / "dense.zarr")
     again = read_zarr(tmp_path / "dense.zarr")
     assert_array_equal(again["dense"].X, made["dense"].X)
@@ -546,7 +552,8 @@ def test_the_map_is_drawn_over_the_tissue(rotation, factor, upsample):
     scaled = image_of(255 - picture[::step, ::step], {"global": Scale([step, step], ("x", "y"))})
     sdata = sdata_of(adata, he=scaled)
     sthisto.tl.fit(sdata, "idw")
-    made = upsample(sdata, 2, rasters=["region_00"])
+    made = upsample(sdata, 2)
+    sthisto.tl.rasterize(made, ["region_00"])
     pitch = grids.spacing(made["dense"].obsm["spatial"])
     drawn = {}
     for name in ("he", "shapes", "genes"):
@@ -571,16 +578,16 @@ def test_the_map_is_drawn_over_the_tissue(rotation, factor, upsample):
 def test_two_tables_or_images_and_no_name(section, extract, unchanged):
     sdata = sdata_of(section, he=image_of(picture_of(section)), dapi=image_of(picture_of(section)[:50, :40]))
     sdata["cells"] = table_of(section)
-    with unchanged(sdata, KeyError, "has 2 tables .'table', 'cells'.: name one as table_key="):
+    with unchanged(sdata, KeyError, "has 2 tables .'table', 'cells'.. Name one: sthisto.SpatialDataView"):
         extract(sdata)
-    match = r"2 images lie .*'he' \(652 x 649\), 'dapi' \(50 x 40\). Name one as image_key="
+    match = r"2 images share .*'he' \(652 x 649\), 'dapi' \(50 x 40\). Name one: sthisto.SpatialDataView"
     with unchanged(sdata, KeyError, match):
-        extract(sdata, table_key="table")
+        extract(View(sdata, table_key="table"))
     with unchanged(sdata, KeyError, r"no image 'HE' in the SpatialData \(found: 'he' .652 x 649., 'dapi'"):
-        extract(sdata, table_key="table", image_key="HE")
+        extract(View(sdata, table_key="table", image_key="HE"))
     with unchanged(sdata, KeyError, "no table 'spots' in the SpatialData .found: 'table', 'cells'"):
-        extract(sdata, table_key="spots")
-    extract(sdata, table_key="table", image_key="he")
+        extract(View(sdata, table_key="spots"))
+    extract(View(sdata, table_key="table", image_key="he"))
     assert "X_histo" not in sdata["cells"].obsm
 
 
@@ -589,14 +596,14 @@ def test_stains_of_many_channels_are_no_candidates(section, extract):
     sdata = sdata_of(section, he=image_of(picture_of(section)), cycif=many)
     extract(sdata)
     with pytest.raises(ValueError, match=r"A picture is .* found an array of shape \(80, 80, 6\)"):
-        extract(sdata, image_key="cycif")
+        extract(View(sdata, image_key="cycif"))
 
 
 def test_no_table_and_no_image(section, extract, unchanged):
     bare = SpatialData(shapes={"spots": circles(section.obsm["spatial"])}, tables={"table": table_of(section)})
-    with unchanged(bare, KeyError, "0 images lie in a coordinate system of 'spots' .*the SpatialData has no images"):
+    with unchanged(bare, KeyError, "0 images share a coordinate system with 'spots' .*the SpatialData has no images"):
         extract(bare)
-    with pytest.raises(KeyError, match=r"has 0 tables .nothing.: name one as table_key="):
+    with pytest.raises(KeyError, match=r"has 0 tables .nothing.. Name one: sthisto.SpatialDataView"):
         extract(SpatialData(shapes={"spots": circles(section.obsm["spatial"])}))
 
 
@@ -627,8 +634,8 @@ def test_rows_without_a_shape(section, extract, unchanged):
 @pytest.mark.parametrize("element", ["spots", "he"])
 def test_a_missing_transformation(sdata, extract, unchanged, element):
     remove_transformation(sdata[element], "global")
-    with unchanged(sdata, ValueError, f"'{element}' has no transformation, so where it lies is unknown"):
-        extract(sdata, image_key="he")
+    with unchanged(sdata, ValueError, f"'{element}' has no transformation, so where it is is unknown"):
+        extract(View(sdata, image_key="he"))
 
 
 @pytest.mark.parametrize("matrix", [np.diag([1.0, 0.0, 1.0]), np.diag([np.nan, 1.0, 1.0])])
@@ -651,11 +658,11 @@ def test_transformations_that_contradict_each_other(sdata, extract, unchanged):
 
 def test_an_image_in_another_coordinate_system(section, extract, unchanged):
     sdata = sdata_of(section, steps={"elsewhere": Identity()})
-    with unchanged(sdata, KeyError, "0 images lie in a coordinate system of 'spots' .'global'.*has 'he' .652 x 649."):
+    with unchanged(sdata, KeyError, "0 images share a coordinate system with 'spots' .'global'.*has 'he' .652 x 649."):
         extract(sdata)
-    match = "'he' lies in 'elsewhere' and 'spots' in 'global': without a coordinate system in common"
+    match = "'he' is in 'elsewhere' and 'spots' in 'global': without a coordinate system in common"
     with unchanged(sdata, ValueError, match):
-        extract(sdata, image_key="he")
+        extract(View(sdata, image_key="he"))
 
 
 def test_spots_outside_the_image(section, extract, unchanged):
@@ -664,24 +671,20 @@ def test_spots_outside_the_image(section, extract, unchanged):
         extract(sdata)
 
 
-def test_names_for_an_anndata(section, extract, refuses, upsample):
-    for options in ({"table_key": "table"}, {"image_key": "he"}):
-        with refuses(section, ValueError, "is about the elements of a SpatialData; adata is of type AnnData"):
-            extract(section, **options)
-    sthisto.tl.fit(section, "idw")
-    with refuses(section, ValueError, "rasters= is about the elements of a SpatialData"):
-        upsample(section, 2, rasters=["region_00"])
-
 
 def test_a_picture_and_a_name(sdata, extract, unchanged):
-    with unchanged(sdata, ValueError, "image= beside image_key='he': pass a picture or name one, not both"):
+    with unchanged(sdata, ValueError, "image= with image_key='he': pass an image or name one, not both"):
         extract(sdata, image=np.zeros((9, 9, 3), np.uint8), image_key="he")
 
 
-def test_pictures_of_genes_that_were_not_fitted(sdata, unchanged, upsample):
+def test_images_of_genes_that_were_not_fitted(sdata, upsample):
     sthisto.tl.fit(sdata, "idw", genes=["region_00"])
-    with unchanged(sdata, KeyError, r"rasters= .*'nonsense' .*'region_00'"):
-        upsample(sdata, 2, rasters=["nonsense"])
+    dense = upsample(sdata, 2)
+    with pytest.raises(KeyError, match=r"genes 'nonsense' are not in the map .*'region_00'"):
+        sthisto.tl.rasterize(dense, ["region_00", "nonsense"])
+    assert "spots_genes" not in dense.images
+    with pytest.raises(KeyError, match=r"no table 'dense' .found: 'table'"):
+        sthisto.tl.rasterize(sdata, "region_00")
 
 
 def test_the_table_alone_does_not_know_its_image(sdata, section, upsample):
