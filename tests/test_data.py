@@ -40,15 +40,15 @@ def test_real_sections_are_one_section(data, name, numbered, shuffled):
     table.file.close()
     order = np.random.default_rng(0).permutation(len(xy)) if shuffled else np.arange(len(xy))
     section = spots(xy[order], **({key: obs[key].to_numpy()[order] for key in obs} if numbered else {}))
-    [place] = _data.places(section, None).values()
-    assert len(place.rows) == len(xy)
+    [each] = _data.read_sections(section, None).values()
+    assert len(each.rows) == len(xy)
 
 
 def test_a_folder_of_space_ranger_is_one_section(data):
     table = pd.read_csv(data("visium_v2_cytassist") / "spatial" / "tissue_positions.csv")
     xy = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
-    place = _data.places(spots(xy), None)["section"]
-    assert (place.kind, round(place.pitch, 1)) == ("hexagonal", 21.4)
+    each = _data.read_sections(spots(xy), None)["section"]
+    assert (each.array, round(each.pitch, 1)) == ("hexagonal", 21.4)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_two_real_sections_on_one_plane_are_noticed(data, names, numbered):
     section.obs[columns] = both.obs[columns].to_numpy()
     what = "array_row, array_col" if numbered else "sites, .* px apart,"
     with pytest.raises(ValueError, match=f"% of the spots have .*{what}.* that another spot has.* Pass library_key="):
-        _data.places(section, None)
-    found = _data.places(section, "slide")
-    assert [len(place.rows) for place in found.values()] == [table.n_obs for table in tables]
+        _data.read_sections(section, None)
+    found = _data.read_sections(section, "slide")
+    assert [len(each.rows) for each in found.values()] == [table.n_obs for table in tables]
 
 
 @settings(max_examples=4, deadline=None)
@@ -87,29 +87,29 @@ def test_one_array_passes_and_a_second_over_it_does_not(kind, degrees, jitter, k
         return xy + offset + random.normal(0, 50 * jitter, xy.shape)
 
     first, second = section(np.zeros(2)), section(50 * np.array(shift))
-    assert_array_equal(_data.places(spots(first), None)["section"].rows, np.arange(len(first)))
-    with pytest.raises(ValueError, match="several sections seem to lie over each other"):
-        _data.places(spots(np.concatenate([first, second])), None)
+    assert_array_equal(_data.read_sections(spots(first), None)["section"].rows, np.arange(len(first)))
+    with pytest.raises(ValueError, match="several sections seem to overlap"):
+        _data.read_sections(spots(np.concatenate([first, second])), None)
 
 
 def test_cells_are_no_array_and_pass():
     xy = np.random.default_rng(0).uniform(0, 1000, (1500, 2))
-    place = _data.places(spots(xy), None)["section"]
-    assert place.kind == "scattered"
+    each = _data.read_sections(spots(xy), None)["section"]
+    assert each.array == "scattered"
     nearest = np.sort(np.linalg.norm(xy[:, None] - xy, axis=2), axis=1)[:, 1]
-    assert place.pitch == pytest.approx(np.median(nearest))
+    assert each.pitch == pytest.approx(np.median(nearest))
 
 
 def test_sections_come_in_the_order_of_their_first_spot():
     adata = spots(
         np.random.default_rng(0).uniform(size=(6, 2)), slide=pd.Categorical([2, 1, 2, 10, 1, 2], [1, 2, 3, 10])
     )
-    found = _data.sections(adata, "slide")
+    found = _data.section_rows(adata, "slide")
     assert {name: rows.tolist() for name, rows in found.items()} == {"2": [0, 2, 5], "1": [1, 4], "10": [3]}
     assert list(found) == ["2", "1", "10"]
-    assert list(_data.sections(adata, None)) == ["section"]
+    assert list(_data.section_rows(adata, None)) == ["section"]
     adata.uns["spatial"] = {"V1": {}}
-    assert list(_data.sections(adata, None)) == ["V1"]
+    assert list(_data.section_rows(adata, None)) == ["V1"]
 
 
 # --- matrices --------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_any_rows_and_genes_of_any_matrix(values, rows, columns, make):
     genes = adata.var_names[columns].to_numpy().astype(str)
     wanted = values[np.ix_(rows, columns)]
     if wanted.max() > 1 and (wanted == np.rint(wanted)).all():
-        with pytest.raises(ValueError, match="looks like raw counts"):
+        with pytest.raises(ValueError, match="raw counts"):
             _data.expression(adata, np.array(rows), genes, None)
     else:
         assert_array_equal(_data.expression(adata, np.array(rows), genes, None), wanted, strict=True)
@@ -165,14 +165,17 @@ def a_fit(**changes):
         "model": "ridge",
         "params": {"epochs": 3, "rate": 0.1, "sizes": [1, 2.5, None], "kind": "a/b", "none": None},
         "genes": np.array(["PCP4", "β-actin"]),
-        "libraries": np.array(["a/b", "ü"]),
+        "sections": np.array(["a/b", "ü"]),
         "library_key": "slide",
         "features_key": "X_histo",
+        "feature_settings": '{"encoder": "handcrafted"}',
         "layer": "",
         "random_state": 7,
         "pitch": np.array([0.1, 1 / 3]),
         "spots": np.array(["AAAC-1", "1", "x"]),
         "xy": random.normal(size=(3, 2)),
+        "image_paths": np.array(["slide.tif", ""]),
+        "image_mpp": np.array([0.5, 0.7]),
         "arrays": {
             "w": random.normal(size=(3, 2)).astype(np.float32),
             "scalar": np.array(2.5),
@@ -257,7 +260,7 @@ def test_changed_parts_are_noticed(changes):
 
 
 def test_a_newer_schema_is_named_before_anything_else():
-    with pytest.raises(ValueError, match=f"has schema 99, this sthisto reads up to {_data.SCHEMA}: upgrade sthisto"):
+    with pytest.raises(ValueError, match=f"has schema 99, this sthisto reads up to {1}: upgrade sthisto"):
         _data.unpack({"schema": 99, "all": "new"})
 
 

@@ -35,12 +35,12 @@ def scale_of(adata, key="X_histo"):
 
 def test_features_are_those_of_patches_cut_by_hand(bare, extract, encoder):
     section, picture = bare
-    extract(section, image=picture, mpp=2.0, patch_um=60.0, batch_size=7)
+    extract(section, image=picture, mpp=2.0, patch_um=60.0)
     patches = images.sample_patches(images.open_image(picture), section.obsm["spatial"], 30.0, encoder.input_size)
     assert_array_equal(section.obsm["X_histo"], encoder(patches), strict=True)
     record = section.uns["sthisto"]["features"]["X_histo"]
     assert (record["encoder"], record["patch_um"]) == ("colors", 60.0)
-    assert [record[name].tolist() for name in ("libraries", "mpp", "image")] == [["section"], [2.0], [""]]
+    assert [record[name].tolist() for name in ("sections", "mpp", "image")] == [["section"], [2.0], [""]]
 
 
 def test_a_patch_is_measured_in_micrometres(bare, extract):
@@ -49,21 +49,22 @@ def test_a_patch_is_measured_in_micrometres(bare, extract):
     extract(section, image=picture, mpp=2.0, patch_um=64.0)
     sharp = np.kron(picture, np.ones((2, 2, 1), np.uint8))
     section.obsm["spatial"] = section.obsm["spatial"] * 2
-    extract(section, image=sharp, mpp=1.0, patch_um=64.0, key_added="X_sharp")
+    with pytest.warns(UserWarning, match="1 um/px by mpp=; 2 um/px by features taken earlier"):
+        extract(section, image=sharp, mpp=1.0, patch_um=64.0, key_added="X_sharp")
     assert scale_of(section, "X_sharp") == [1.0]
     assert_allclose(section.obsm["X_sharp"], section.obsm["X_histo"], rtol=0.02)
 
 
 def test_a_small_picture_is_kept_where_there_was_none(bare, extract):
     section, picture = bare
-    extract(section, image=picture)
+    extract(section, image=picture, pitch_um=100.0)
     kept = section.uns["spatial"]["section"]
     assert_array_equal(kept["images"]["hires"], picture)
     assert kept["scalefactors"]["tissue_hires_scalef"] == 1.0
     assert kept["scalefactors"]["spot_diameter_fullres"] == pytest.approx(0.55 * 50)  # a pitch of 100 um at 2 um/px
     one = section[:1].copy()
     del one.uns["spatial"]
-    extract(one, image=np.zeros((1000, 5000), np.uint8), mpp=1.0)
+    extract(one, image=np.arange(1000 * 5000, dtype=np.uint8).reshape(1000, 5000), mpp=2.0)
     assert one.uns["spatial"]["section"]["images"]["hires"].shape == (400, 2000, 3)
     assert one.uns["spatial"]["section"]["scalefactors"] == {"tissue_hires_scalef": 0.4}
 
@@ -74,7 +75,7 @@ def test_a_section_with_only_a_small_picture_gets_a_hires_one_and_keeps_its_own(
     factor = small.shape[0] / picture.shape[0]
     factors = {"tissue_lowres_scalef": factor, "spot_diameter_fullres": 31.0}
     section.uns["spatial"] = {"V1": {"images": {"lowres": small}, "scalefactors": factors, "metadata": {"a": "b"}}}
-    extract(section)
+    extract(section, pitch_um=100.0)
     kept = section.uns["spatial"]["V1"]
     assert_array_equal(kept["images"]["lowres"], small)
     assert_array_equal(kept["images"]["hires"], small)
@@ -119,7 +120,7 @@ def test_a_view_becomes_an_object_of_its_own(section, extract):
 
 def test_the_default_encoder_needs_no_download(section):
     few = section[:20].copy()
-    pp.extract_features(few, batch_size=3)
+    pp.extract_features(few)
     assert few.obsm["X_histo"].shape[1] > 6
     assert np.isfinite(few.obsm["X_histo"]).all()
 
@@ -129,42 +130,52 @@ def test_the_default_encoder_needs_no_download(section):
 
 def test_hexagonal_arrays_are_visium(bare, extract, caplog):
     section, picture = bare
+    with pytest.warns(UserWarning, match="a hexagonal array, 50 px apart, taken to be 100 um apart"):
+        extract(section.copy(), image=picture)
+    random = np.random.default_rng(0)
+    section.obs_names = ["".join(random.choice(list("ACGT"), 16)) + "-1" for _ in range(section.n_obs)]
     with caplog.at_level("INFO", logger="sthisto"):
-        extract(section, image=picture)
+        extract(section, image=picture)  # 10x's barcodes leave no doubt
     assert_allclose(scale_of(section), [2.0], rtol=1e-6)
-    assert "a hexagonal array 50 px apart, taken to be 100 um" in caplog.text
+    assert "a Visium array, 50 px for 100 um" in caplog.text
+    half = section[(section.obs["array_row"] % 2 == 0) & (section.obs["array_col"] % 4 == 0)].copy()
+    del half.uns["sthisto"]
+    extract(half, image=picture)  # spots left out double the distances, and the array numbers give it away
+    assert_allclose(scale_of(half), [2.0], rtol=1e-6)
 
 
 def test_square_arrays_are_guessed_aloud(extract):
     section = synthetic(60, n_genes=10, array="square", pitch_um=200.0, mpp=4.0)
     del section.uns["spatial"]["synthetic_0"]["scalefactors"]["microns_per_pixel"]
-    with pytest.warns(UserWarning, match="a square array 50 px apart, taken to be 200 um. Pass pitch_um= or mpp="):
+    with pytest.warns(UserWarning, match="a square array, 50 px apart, taken to be 200 um apart. Pass pitch_um= or mpp="):
         extract(section)
     assert_allclose(scale_of(section), [4.0], rtol=1e-6)
+    del section.uns["sthisto"]
     extract(section, pitch_um=100.0)
     assert_allclose(scale_of(section), [2.0], rtol=1e-6)
-    extract(section, mpp=3.0)  # square arrays come at many pitches
-    assert scale_of(section) == [3.0]
+    extract(section, mpp=2.5)  # square arrays come at many pitches
+    assert scale_of(section) == [2.5]
+    with pytest.raises(ValueError, match=r"5 um/px by mpp=; 2 um/px by pitch_um=100"):
+        extract(section, mpp=5.0, pitch_um=100.0)
 
 
 def test_visium_hd_says_its_scale(extract):
     section = synthetic(60, n_genes=10, array="square", pitch_um=16.0, mpp=0.5)  # no warning, which would be an error
     extract(section)
     assert scale_of(section) == [0.5]
-    extract(section, mpp=3.0)
+    with pytest.warns(UserWarning, match=r"3 um/px by mpp=; 0.5 um/px by scalefactors\['microns_per_pixel'\]; .*mpp= c"):
+        extract(section, mpp=3.0)
     assert scale_of(section) == [3.0]
 
 
 def test_a_scale_that_the_array_contradicts(bare, extract, refuses):
     section, picture = bare
     for options in ({"mpp": 0.5}, {"mpp": 4.0}, {"mpp": 2.0, "pitch_um": 300.0}):
-        message = (
-            "um/px puts the spots .* um apart, but their pitch is .* Are the coordinates in full-resolution pixels"
-        )
+        message = "contradict each other: .* by mpp=; .* Are the coordinates in full-resolution pixels"
         with refuses(section, ValueError, message):
             extract(section, image=picture, **options)
     for options in ({"mpp": 0.0}, {"mpp": -1.0}, {"pitch_um": 0.0}, {"mpp": np.nan}):
-        with refuses(section, ValueError, "mpp has to be a positive number|pitch_um=0: a length in um is positive"):
+        with refuses(section, ValueError, "mpp=.*: a length in um is positive|pitch_um=0: a length in um is positive"):
             extract(section, image=picture, **options)
 
 
@@ -176,6 +187,7 @@ def test_scattered_spots_say_nothing_of_the_scale(bare, extract, refuses):
     extract(section, image=picture, mpp=0.5)
     assert scale_of(section) == [0.5]
     one = section[:1].copy()
+    del one.uns["sthisto"]
     with refuses(one, ValueError, "have no standard pitch"):
         extract(one, image=picture, pitch_um=100.0)
     extract(one, image=picture, mpp=0.5)
@@ -219,7 +231,7 @@ def test_a_hires_image_for_full_resolution_coordinates(bare, extract, refuses):
         section, ValueError, "of 100 points are outside the image.*such as a hires image. Open it with scale="
     ):
         extract(section, image=small)
-    extract(section, image=images.open_image(small, scale=small.shape[0] / picture.shape[0]))
+    extract(section, image=images.open_image(small, scale=small.shape[0] / picture.shape[0]), pitch_um=100.0)
 
 
 def test_spots_outside_the_image(bare, extract, refuses):
@@ -307,10 +319,8 @@ def test_bad_options(section, extract, refuses, encoder):
     for options, error, message in [
         ({"key_added": "a/b"}, ValueError, "without '/'"),
         ({"patch_um": 0.0}, ValueError, "patch_um=0.0: the side of the patch in um is positive"),
-        ({"batch_size": 0}, ValueError, "batch_size has to be positive"),
         ({"encoder": "resnet"}, KeyError, "no encoder 'resnet' .there are: .*handcrafted"),
         ({"encoder": object()}, TypeError, "is no encoder; wrong or absent: name"),
-        ({"weights": "here.bin"}, ValueError, "weights given beside an encoder object"),
     ]:
         with refuses(section, error, message):
             extract(section, **options)
@@ -323,7 +333,7 @@ def test_an_encoder_that_breaks_its_word(section, refuses, encoder, answer):
             return answer
 
     with refuses(section, ValueError, r"encoder 'colors' gave features of shape .* expected \(100, 6\)"):
-        pp.extract_features(section, Wrong(), batch_size=100)
+        pp.extract_features(section, Wrong())
 
 
 # --- real pictures ---------------------------------------------------------------------------------------------------

@@ -61,11 +61,6 @@ class FeatureMetadata:
         return json.dumps({**vars(self), "encoder": encoder}, sort_keys=True, default=_plain_value)
 
 
-def metadata_key(key: str) -> str:
-    """Key in ``obsm`` of the record of features."""
-    return f"{key}_metadata"
-
-
 def read_metadata(adata: AnnData, key: str, section: SectionData, *, alone: bool) -> FeatureMetadata | None:
     """How a section's features were made; None for features from elsewhere.
 
@@ -78,9 +73,8 @@ def read_metadata(adata: AnnData, key: str, section: SectionData, *, alone: bool
     """
     stored = records(adata, "features").get(key, {})
     weights = {part: stored[part] for part in HEAVY if part in stored}
-    table = adata.obsm.get(metadata_key(key))
-    if isinstance(table, pd.DataFrame) and "settings" in table:
-        texts = table["settings"].iloc[section.rows]
+    if f"{key}_settings" in adata.obs:
+        texts = adata.obs[f"{key}_settings"].iloc[section.rows]
         kinds = [str(text) for text in pd.unique(texts.dropna())]
         if len(kinds) > 1:
             raise ValueError(
@@ -181,15 +175,13 @@ def write_features(
     record: Mapping[str, Any],
     sections: Sequence[SectionData],
 ) -> None:
-    """Put features into ``obsm``, how they were made into ``obsm`` and ``uns``, and small images where none are."""
+    """Put features into ``obsm``, how they were made into ``obs`` and ``uns``, and small images where none are."""
     images = {each.name: _image_of(each).small(adata, each) for each in sections}
     settings = np.empty(adata.n_obs, dtype=object)
     for each in sections:
         settings[each.rows] = need_metadata(each, key).text()
-    table = pd.DataFrame(
-        {"settings": pd.Categorical(settings), "checksum": row_checksums(values)}, index=adata.obs_names
-    )
-    write(adata, obsm={key: values, metadata_key(key): table})
+    columns = {f"{key}_settings": pd.Categorical(settings), f"{key}_checksum": row_checksums(values)}
+    write(adata, obsm={key: values}, obs=columns)
     write_images(adata, images)
     per_section = {
         "sections": np.array([each.name for each in sections], dtype=str),
@@ -212,10 +204,9 @@ def row_checksums(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _refuse_changed(adata: AnnData, key: str) -> None:
-    table = adata.obsm.get(metadata_key(key))
-    if not isinstance(table, pd.DataFrame) or "checksum" not in table:
+    if f"{key}_checksum" not in adata.obs:
         return
-    recorded = table["checksum"].to_numpy()
+    recorded = adata.obs[f"{key}_checksum"].to_numpy()
     stored = adata.obsm[key]
     now = row_checksums(np.asarray(stored.todense() if hasattr(stored, "todense") else stored))
     changed = int((now != recorded).sum())

@@ -37,11 +37,14 @@ class ScaleSource:
         Micrometers per full-resolution pixel.
     guessed
         It rests on an assumption.
+    binding
+        What the user passes may not contradict it; records and files may be out of date.
     """
 
     what: str
     mpp: float
     guessed: bool = False
+    binding: bool = False
 
 
 def resolve_scale(
@@ -65,14 +68,16 @@ def resolve_scale(
             "(micrometers between neighboring spots)."
         )
     chosen = sources[0]
-    contradiction = contradicted(sources)
-    if contradiction and (mpp is None or pitch_um is not None or _is_visium(adata, section)):
-        raise ValueError(
-            f"{contradiction} Are the coordinates in full-resolution pixels of this image? Pass mpp= (or pitch_um=) "
-            "to settle it."
-        )
+    binding = [each for each in sources if mpp is None or each.binding]
+    contradiction = contradicted(section, binding)
     if contradiction:
-        warn(f"section {section.name!r}: {contradiction} mpp= is taken.")
+        raise ValueError(
+            f"{contradiction} Are the coordinates in full-resolution pixels of this image? Pass the right mpp=, and "
+            "pitch_um= where the array is not a standard one."
+        )
+    doubt = contradicted(section, sources)
+    if doubt:
+        warn(f"{doubt} {chosen.what} counts.")
     elif chosen.guessed:
         warn(f"the image's scale is unknown; assuming {chosen.mpp:.4g} um/px: {chosen.what}. Pass pitch_um= or mpp=.")
     else:
@@ -100,20 +105,24 @@ def scale_sources(
         ("features taken earlier", recorded),
         ("scalefactors['bin_size_um']", bin_um / pitch if bin_um and measurable else None),
     ]
-    known = [ScaleSource(what, float(value)) for what, value in sources if value is not None]
+    known = [
+        ScaleSource(what, float(value), binding=what.startswith(("mpp=", "pitch_um=")))
+        for what, value in sources
+        if value is not None
+    ]
     standard = not (pitch_um or recorded or bin_um) and measurable
     if standard and (section.array == "hexagonal" or (section.array == "square" and not known)):
         known.append(_by_array(adata, section))
     return known
 
 
-def contradicted(sources: list[ScaleSource]) -> str:
+def contradicted(section: SectionData, sources: list[ScaleSource]) -> str:
     """Figures that disagree, "" where none do."""
     figures = [source.mpp for source in sources]
     if not figures or max(figures) <= TOLERANCE * min(figures):
         return ""
-    told = "; ".join(f"{source.mpp:.4g} um/px by {source.what}" for source in sources)
-    return f"the scales known of section contradict each other: {told}."
+    known = "; ".join(f"{source.mpp:.4g} um/px by {source.what}" for source in sources)
+    return f"scales of section {section.name!r} contradict each other: {known}."
 
 
 def refuse_overlapping_spots(adata: AnnData, section: SectionData) -> None:
@@ -173,11 +182,11 @@ def _by_array(adata: AnnData, section: SectionData) -> ScaleSource:
     if _is_visium(adata, section):
         by_number = _pitch_by_numbers(adata, section)
         pitch = by_number or pitch
-        return ScaleSource(f"a Visium array, {pitch:.4g} px for 100 um", expected / pitch)
+        return ScaleSource(f"a Visium array, {pitch:.4g} px for 100 um", expected / pitch, binding=True)
     by_number = _pitch_by_numbers(adata, section) if section.array == "hexagonal" else None
     pitch = by_number or pitch
     what = f"a {section.array} array, {pitch:.4g} px apart, taken to be {expected:g} um apart"
-    return ScaleSource(what, expected / pitch, guessed=True)
+    return ScaleSource(what, expected / pitch, guessed=True, binding=section.array == "hexagonal")
 
 
 def _is_visium(adata: AnnData, section: SectionData) -> bool:

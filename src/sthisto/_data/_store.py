@@ -20,6 +20,7 @@ ARRAY = ["array_row", "array_col"]
 HIGHLY_VARIABLE = "highly_variable"
 GENE_TEST = ("pearson", "pearson_std", "pvalue", "qvalue")  # columns of var, after the fit's key
 LARGEST_LOG = 15.0  # log1p of counts per ten thousand ends at 9.2, per million at 13.8
+ENOUGH = 100  # positive values, to call them multiples of one
 
 logger = logging.getLogger("sthisto")
 
@@ -170,7 +171,7 @@ def not_logarithmic(values: NDArray[np.float32]) -> str:
     if largest > LARGEST_LOG:
         return f"goes up to {largest:.4g}, which no log-normalized expression does: the logarithm was not taken"
     positive = np.asarray(values[values > 0], dtype=np.float64)
-    if largest > 1 and len(positive):
+    if largest > 1 and len(positive) >= ENOUGH:
         smallest = positive.min()
         steps = positive[:: -(-len(positive) // 100_000)] / smallest
         rounding = min(0.1, 1e-3 * steps.max() ** 0.5)  # any number is within .5 of a whole one
