@@ -138,7 +138,8 @@ def test_hexagonal_arrays_are_visium(bare, extract, caplog):
         extract(section, image=picture)  # 10x's barcodes leave no doubt
     assert_allclose(scale_of(section), [2.0], rtol=1e-6)
     assert "a Visium array, 50 px for 100 um" in caplog.text
-    half = section[(section.obs["array_row"] % 2 == 0) & (section.obs["array_col"] % 4 == 0)].copy()
+    row, col = section.obs[["array_row", "array_col"]].to_numpy().T
+    half = section[(row % 2 == 0) & ((col - row) // 2 % 2 == 0)].copy()
     del half.uns["sthisto"]
     extract(half, image=picture)  # spots left out double the distances, and the array numbers give it away
     assert_allclose(scale_of(half), [2.0], rtol=1e-6)
@@ -147,7 +148,9 @@ def test_hexagonal_arrays_are_visium(bare, extract, caplog):
 def test_square_arrays_are_guessed_aloud(extract):
     section = synthetic(60, n_genes=10, array="square", pitch_um=200.0, mpp=4.0)
     del section.uns["spatial"]["synthetic_0"]["scalefactors"]["microns_per_pixel"]
-    with pytest.warns(UserWarning, match="a square array, 50 px apart, taken to be 200 um apart. Pass pitch_um= or mpp="):
+    with pytest.warns(
+        UserWarning, match="a square array, 50 px apart, taken to be 200 um apart. Pass pitch_um= or mpp="
+    ):
         extract(section)
     assert_allclose(scale_of(section), [4.0], rtol=1e-6)
     del section.uns["sthisto"]
@@ -163,7 +166,9 @@ def test_visium_hd_says_its_scale(extract):
     section = synthetic(60, n_genes=10, array="square", pitch_um=16.0, mpp=0.5)  # no warning, which would be an error
     extract(section)
     assert scale_of(section) == [0.5]
-    with pytest.warns(UserWarning, match=r"3 um/px by mpp=; 0.5 um/px by scalefactors\['microns_per_pixel'\]; .*mpp= c"):
+    with pytest.warns(
+        UserWarning, match=r"3 um/px by mpp=; 0.5 um/px by scalefactors\['microns_per_pixel'\]; .*mpp= c"
+    ):
         extract(section, mpp=3.0)
     assert scale_of(section) == [3.0]
 
@@ -203,10 +208,18 @@ def test_no_coordinates(bare, extract, refuses):
     section.obsm["X_pca"] = xy
     with refuses(section, KeyError, r"obsm\['spatial'\] is missing .found: 'X_pca'.*full-resolution pixels, x then y"):
         extract(section, image=picture)
-    for wrong in (xy[:, :1], xy.astype(str)):
+    stacked = np.column_stack([xy, np.arange(len(xy))])
+    for wrong, message in (
+        (xy[:, :1], r"expected \(n, 2\)"),
+        (xy.astype(str), "not numbers. Convert it: .*astype"),
+        (stacked, "has a third column that varies"),
+    ):
         section.obsm["spatial"] = wrong
-        with refuses(section, ValueError, r"expected numbers \(n, 2\)"):
+        with refuses(section, ValueError, message):
             extract(section, image=picture)
+    section.obsm["spatial"] = np.column_stack([xy, np.zeros(len(xy))])  # a third column of zeros is no third dimension
+    extract(section, image=picture, pitch_um=100.0)
+    assert section.obsm["X_histo"].shape == (100, 6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -319,7 +332,7 @@ def test_bad_options(section, extract, refuses, encoder):
     for options, error, message in [
         ({"key_added": "a/b"}, ValueError, "without '/'"),
         ({"patch_um": 0.0}, ValueError, "patch_um=0.0: the side of the patch in um is positive"),
-        ({"encoder": "resnet"}, KeyError, "no encoder 'resnet' .there are: .*handcrafted"),
+        ({"encoder": "resnet"}, KeyError, "no encoder 'resnet'. Names are .*handcrafted"),
         ({"encoder": object()}, TypeError, "is no encoder; wrong or absent: name"),
     ]:
         with refuses(section, error, message):
@@ -332,7 +345,7 @@ def test_an_encoder_that_breaks_its_word(section, refuses, encoder, answer):
         def __call__(self, patches):
             return answer
 
-    with refuses(section, ValueError, r"encoder 'colors' gave features of shape .* expected \(100, 6\)"):
+    with refuses(section, ValueError, r"encoder 'colors' gave features of shape .* expected \(64, 6\)"):
         pp.extract_features(section, Wrong())
 
 
