@@ -85,6 +85,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(NDArray|AnnData|SpatialData|Path|PathLike|Picture|Protocol|Self|Sequence|Series|Tensor|TypeAlias)"),
     (r"py:.*", r"(bool|bytes|dict|float|int|list|object|set|frozenset|str|tuple|type|None|optional|Ellipsis)"),
     (r"py:.*", r"(tuple|dict|list)\[.*"),
+    (r"py:class", r"_data\.SpatialDataView"),  # an annotation of the tools, documented as sthisto.SpatialDataView
     (r"py:exc", r"[A-Z]\w*Error|SystemExit|\w*Warning"),
 ]
 
