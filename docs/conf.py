@@ -80,7 +80,7 @@ offline = bool(os.environ.get("STHISTO_DOCS_OFFLINE"))
 intersphinx_mapping = {} if offline else {name: (url, None) for name, url in OTHERS.items()}
 nitpick_ignore_regex = [
     # types of other packages, by the short names in signatures; names of this package have to resolve
-    (r"py:.*", rf"({'|'.join(OTHERS)}|np|npt|nn|pd|plt|collections|typing|pathlib|os|dataclasses|PIL)(\..*)?"),
+    (r"py:.*", rf"({'|'.join(OTHERS)}|np|npt|nn|pd|plt|abc|collections|typing|pathlib|os|dataclasses|PIL)(\..*)?"),
     (r"py:.*", r"(Any|ArrayLike|Axes|Callable|DataFrame|Figure|Generator|Index|Iterable|Iterator|Literal|Mapping)"),
     (r"py:.*", r"(NDArray|AnnData|SpatialData|Path|PathLike|Picture|Protocol|Self|Sequence|Series|Tensor|TypeAlias)"),
     (r"py:.*", r"(bool|bytes|dict|float|int|list|object|set|frozenset|str|tuple|type|None|optional|Ellipsis)"),
@@ -229,6 +229,14 @@ def draw_benchmarks(_app: object) -> None:
     plt.close(fig)
 
 
+def plain_signature(
+    _app: object, _what: str, _name: str, _obj: object, _options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Show ``Annotated[int, Range(...)]`` as ``int``: the docstring states the range."""
+    plain = signature and re.sub(r"(?:typing\.)?Annotated\[([\w.]+(?: \| None)?), [^\]]*\]", r"\1", signature)
+    return plain, returns
+
+
 class Properties:
     """Keeps napoleon from reading "Radius, pixels: ..." of a property as a type and a text."""
 
@@ -274,6 +282,7 @@ def setup(app: object) -> None:
     app.connect("builder-inited", draw_benchmarks, priority=101)
     app.connect("autodoc-process-docstring", mark_prose, priority=300)
     app.connect("autodoc-process-docstring", unmark_prose, priority=700)
+    app.connect("autodoc-process-signature", plain_signature)
     properties = Properties()
     app.connect("autodoc-process-docstring", properties.keep, priority=400)
     app.connect("autodoc-process-docstring", properties.restore, priority=600)

@@ -94,7 +94,7 @@ class Model(ABC):
     """A map from image features, pixels and positions to expression.
 
     Subclasses are dataclasses whose fields are the user's ``params``; types and ranges of the annotations are checked
-    when one is made. They implement :meth:`_fit` and :meth:`_predict` and name the arrays of their state.
+    when one is made. They implement ``_fit`` and ``_predict`` and name the arrays of their state.
 
     Laws, tested for every entry of :data:`sthisto.models.MODELS`: permuting the points permutes the prediction; a second
     ``fit`` with the same ``random_state`` gives the same bits on a CPU; ``restore(state())`` predicts the same bits;
