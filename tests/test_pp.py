@@ -69,6 +69,19 @@ def test_a_small_picture_is_kept_where_there_was_none(bare, extract):
     assert one.uns["spatial"]["section"]["scalefactors"] == {"tissue_hires_scalef": 0.4}
 
 
+@pytest.mark.parametrize(("given", "side"), [(0.5, 0.5), (3.0, None)])
+def test_a_given_scale_factor_is_never_overwritten(bare, extract, given, side):
+    """The image kept for drawing has the given scale, or there is none where the image given is smaller."""
+    section, picture = bare
+    factors = {"tissue_hires_scalef": given, "spot_diameter_fullres": 27.5}
+    section.uns["spatial"] = {"section": {"images": {}, "scalefactors": dict(factors)}}
+    extract(section, image=picture, mpp=2.0)
+    kept = section.uns["spatial"]["section"]
+    assert kept["scalefactors"] == factors
+    sizes = {name: image.shape[:2] for name, image in kept["images"].items()}
+    assert sizes == ({"hires": tuple(round(side * n) for n in picture.shape[:2])} if side else {})
+
+
 def test_a_section_with_only_a_small_picture_gets_a_hires_one_and_keeps_its_own(bare, extract):
     section, picture = bare
     small = np.asarray(Pillow.fromarray(picture).resize((picture.shape[1] // 4, picture.shape[0] // 4)))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 IMAGES = ("fullres", "hires", "lowres")  # names in uns["spatial"], the sharpest first
 ELEMENT = "sdata:"  # prefix of the path of an image that is an element of a SpatialData
 VISIUM_SPOT = 0.55  # diameter of a spot in pitches: 55 um spots every 100 um, the commonest array
+THUMBNAIL = 2000  # px, the longer side of the image that is kept for drawing
+FACTOR_ROUNDING = 0.002  # of a scale factor, as an image has whole pixels
 logger = logging.getLogger("sthisto")
 
 
@@ -97,11 +99,16 @@ class SectionImage:
         stored, factors = _stored_images(adata, section.name), factors_of(adata, section.name)
         if "hires" in stored or self.image.source.startswith(ELEMENT):  # an element is drawn from where it is
             return {}
-        pixels, factor = self.image.thumbnail()
-        added = {"tissue_hires_scalef": factor}
+        given = factor_of(factors, "tissue_hires_scalef")
+        side = THUMBNAIL if given is None else max(1, round(max(self.image.shape) * given))
+        if side > 2 * THUMBNAIL:  # a factor that was given stays as it is, so there is no small image for it
+            return {}
+        pixels, factor = self.image.thumbnail(side)
+        added = {"tissue_hires_scalef": factor} if given is None else {}
         if factor_of(factors, "spot_diameter_fullres") is None and np.isfinite(section.pitch):
             added["spot_diameter_fullres"] = VISIUM_SPOT * section.pitch
-        return {"images": {"hires": pixels}, "scalefactors": added}
+        fits = given is None or abs(factor / given - 1) < FACTOR_ROUNDING
+        return {"images": {"hires": pixels} if fits else {}, "scalefactors": added}
 
 
 def spot_diameter(adata: AnnData, section: SectionData) -> float:
