@@ -1,7 +1,7 @@
 """How good a prediction is, gene by gene: arrays in, numbers out.
 
 Rows are spots and columns are genes everywhere. Scores are per gene because an average over genes hides which ones a
-model has learnt; take the mean yourself, with ``np.nanmean`` where constant genes occur. Arithmetic is float64 whatever
+model predicts; take the mean yourself, with ``np.nanmean`` where constant genes occur. Arithmetic is float64 whatever
 comes in, and a NaN anywhere in a gene's column makes that gene's score NaN: it is never skipped.
 """
 
@@ -77,7 +77,7 @@ def spearman(truth: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
 def mse(truth: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
     """Mean squared error over spots of every gene.
 
-    Unlike a correlation it punishes a wrong level and a prediction that is too bold, and the gene's variance is its
+    Other than a correlation it penalizes a wrong level and a prediction that is too bold, and the gene's variance is its
     yardstick: that is what predicting the mean scores.
 
     Parameters
@@ -195,7 +195,7 @@ def thin(counts: Counts, fraction: float = 0.5, *, random_state: int) -> tuple[C
            [  3, 200]])
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     first: Any = counts.tocsr().copy() if sparse.issparse(counts) else np.array(counts)
     values = first.data if sparse.issparse(counts) else first
     if not (np.isfinite(values).all() and (values >= 0).all() and (values == np.round(values)).all()):
@@ -216,7 +216,7 @@ def noise_ceiling(
 ) -> NDArray[np.float64]:
     """Pearson r that a perfect predictor of the true rate would reach against the observed expression.
 
-    Counts are noisy, so r = 1 is out of reach; this says what is in reach, gene by gene. Halves a, b of the counts
+    Counts are noisy, so r = 1 cannot be reached; this is the upper bound, gene by gene. Halves a, b of the counts
     (:func:`thin`) share the rate and not the noise. Their correlation r, averaged over ``n_repeats`` splits, gives the
     reliability of the whole as 2r / (1 + r), and the square root of it is the correlation of the whole with its
     noise-free rate. Any difference between spots that is not Poisson noise counts as signal: the figure is generous.

@@ -71,7 +71,7 @@ def extract_features(
     mpp
         Micrometres per full-resolution pixel; ``None`` derives it.
     pitch_um
-        Distance between neighboring spots in um, to derive ``mpp`` from where the image does not say it. ``None``
+        Distance between neighboring spots in um, to derive ``mpp`` from where the image file has none. ``None``
         takes 100 for hexagonal arrays (Visium) and 200 for square ones, the latter with a warning.
     keep_weights
         Put the encoder's weights into ``uns``, so that the object alone reproduces its features, also without network:

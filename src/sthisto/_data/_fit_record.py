@@ -90,7 +90,7 @@ def read_fit(adata: AnnData, key: str) -> Fit:
 
 
 def plain_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Give settings as JSON keeps them, so that a model is built alike before and after a round trip."""
+    """Give settings as JSON keeps them, so that a model is the same before and after a round trip."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(params or {}), default=_plain))
     except (TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Micrometers per pixel: everything that is known of it, compared, and the most trustworthy taken.
+"""Micrometers per pixel: everything that is known of it, compared, and the most reliable taken.
 
-Sources in order of trust: what the user passes (``mpp``, ``pitch_um``); the scale factors of Space Ranger; the image
+Sources in order of reliability: what the user passes (``mpp``, ``pitch_um``); the scale factors of Space Ranger; the image
 file's own resolution; the record of features taken earlier; the size of the bins; and the pitch of the array, which is
 known for Visium only. Sources that disagree by more than ``TOLERANCE`` are refused with all figures.
 """
@@ -93,7 +93,7 @@ def scale_sources(
     mpp: float | None = None,
     pitch_um: float | None = None,
 ) -> list[ScaleSource]:
-    """Everything known of a section's scale, the most trustworthy first."""
+    """Everything known of a section's scale, the most reliable first."""
     factors, pitch = factors_of(adata, section.name), section.pitch
     recorded, bin_um = _recorded(adata, section), factor_of(factors, "bin_size_um")
     measurable = np.isfinite(pitch)
@@ -190,7 +190,7 @@ def _by_array(adata: AnnData, section: SectionData) -> ScaleSource:
 
 
 def _is_visium(adata: AnnData, section: SectionData) -> bool:
-    """Whether spots are named by 10x's barcodes and lie on a hexagonal array."""
+    """Whether spots are named by 10x's barcodes on a hexagonal array."""
     names = adata.obs_names[section.rows[:50]].astype(str)
     return section.array == "hexagonal" and len(names) > 0 and all(BARCODE.match(name) for name in names)
 

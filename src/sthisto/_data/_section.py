@@ -91,7 +91,7 @@ class SectionData:
 
 
 def spatial_entries(adata: AnnData) -> dict[str, Mapping[str, Any]]:
-    """Sections in ``uns["spatial"]`` by name; what other tools keep there beside them is passed over."""
+    """Sections in ``uns["spatial"]`` by name; what other tools keep there is passed over."""
     shared = adata.uns.get(COORDINATES)
     if not isinstance(shared, Mapping):
         return {}
@@ -108,7 +108,7 @@ def section_rows(adata: AnnData, library_key: str | None) -> dict[str, NDArray[n
     if not adata.obs_names.is_unique:
         double = adata.obs_names[adata.obs_names.duplicated()][0]
         raise ValueError(
-            f"adata.obs_names are not unique: {double!r} occurs more than once, so results could not be told apart. "
+            f"adata.obs_names are not unique: {double!r} occurs more than once, so results would be ambiguous. "
             "Call adata.obs_names_make_unique() first."
         )
     if library_key is None:

@@ -2,7 +2,7 @@
 
 Spots are the centroids of what the table annotates, in those elements' own coordinates, which readers write into
 ``obsm["spatial"]``, too. For patches they are registered to the image by the transformations to a coordinate system
-that both have: rotated, flipped and shifted as these say but not scaled, as the image carries its own scale. A length
+that both have: rotated, flipped and shifted by these but not scaled, as the image carries its own scale. A length
 stays what it is among the shapes, so that most often nothing moves at all, whichever of several images is taken.
 """
 

@@ -1,6 +1,6 @@
 """The command line: files in, files out.
 
-Each command reads an AnnData file, does what is missing, says what it decided, and writes its result whole or not at
+Each command reads an AnnData file, does what is missing, logs what it decided, and writes its result whole or not at
 all. What the person did wrong ends in one line and exit code 2; decisions go to stderr, the result to stdout.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sthisto import __version__
 from sthisto.cli._job import Job
 from sthisto.cli._options import parser
-from sthisto.cli._output import one_line, spoken
+from sthisto.cli._output import configure_logging, one_line
 
 __all__ = ["main"]
 
@@ -20,7 +20,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    Pipelines need to tell a mistake in their input from a fault of the program: the first is one line on stderr and 2,
+    Pipelines need to distinguish a mistake in their input from a fault of the program: the first is one line on stderr and 2,
     the second a traceback.
 
     Parameters
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     job = Job(args)
-    with spoken(quiet=args.quiet):
+    with configure_logging(quiet=args.quiet):
         try:
             summary, text = args.run(job)
         except (KeyError, ValueError, OSError, ImportError) as error:
@@ -55,6 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("sthisto: interrupted, nothing half-written is left", file=sys.stderr)
             return 130
-    told = {"command": args.command, "version": __version__, **summary, "seconds": job.seconds}
-    print(json.dumps(told) if args.json else text)
+    summary_of_run = {"command": args.command, "version": __version__, **summary, "seconds": job.seconds}
+    print(json.dumps(summary_of_run) if args.json else text)
     return job.exit_code

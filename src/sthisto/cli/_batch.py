@@ -1,4 +1,4 @@
-"""Many sections by a sample sheet: learnt from together, each predicted densely, made anew only where needed."""
+"""Many sections by a sample sheet: fitted together, each predicted densely, computed again only where needed."""
 
 import json
 from dataclasses import dataclass, field
@@ -77,9 +77,9 @@ def run_batch(job: Job) -> tuple[dict[str, Any], str]:
     check_interval(args.interval)
     batch = Batch(job, rows, options_of(job))
     for name in (FITTED, *(row.section for row in rows)):
-        record_of(batch.path(name))  # what is not ours is told before the work
+        record_of(batch.path(name))  # other files are refused before the work
     args.output.mkdir(parents=True, exist_ok=True)
-    reference = learnt(batch)
+    reference = fit_sections(batch)
     of_maps = {"grid": args.grid, "interval": args.interval, "conserve": args.match_spot_means}
     settings = batch.options | of_maps | {"sections": record_of(batch.path(FITTED))["sections"]}
     for row in rows:
@@ -87,7 +87,7 @@ def run_batch(job: Job) -> tuple[dict[str, Any], str]:
             reference = reference or read(batch.path(FITTED), job)
             dense_map(batch, row, reference, settings)
     job.exit_code = 1 if batch.failed else 0
-    return told(batch)
+    return report(batch)
 
 
 def options_of(job: Job) -> Settings:
@@ -134,10 +134,10 @@ def listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-# --- what is learnt from ---------------------------------------------------------------------------------------------
+# --- the fit ---------------------------------------------------------------------------------------------------------
 
 
-def learnt(batch: Batch) -> "AnnData | None":
+def fit_sections(batch: Batch) -> "AnnData | None":
     """Fit all measured sections together; ``None`` where the file that is there will do."""
     measured = [row for row in batch.rows if row.role == MEASURED]
     before = record_of(batch.path(FITTED))
@@ -149,14 +149,14 @@ def learnt(batch: Batch) -> "AnnData | None":
             parts[row.section] = batch.tried(row, lambda row: measured_part(batch, row))
     good = {row.section: row.files() for row in measured if row.section not in batch.failed}
     if not good:
-        raise ValueError(f"no measured section can be learnt from: {'; '.join(batch.failed.values())}")
+        raise ValueError(f"no measured section can be fitted: {'; '.join(batch.failed.values())}")
     if good == kept:
         batch.job.reuse(f"the fitted model in {batch.path(FITTED)}")
         return None
     for row in measured:
         if row.section in good and row.section not in parts:
             parts[row.section] = batch.tried(row, lambda row: measured_part(batch, row))
-    adata = together({name: part for name, part in parts.items() if part is not None})
+    adata = concatenate({name: part for name, part in parts.items() if part is not None})
     fit(adata, batch.job, prepare(adata, batch.job))
     return keep(batch, FITTED, adata, batch.options | {"sections": {name: good[name] for name in found(adata)}})
 
@@ -174,14 +174,16 @@ def measured_part(batch: Batch, row: Row) -> "AnnData":
     return adata
 
 
-def together(parts: "Mapping[str, AnnData]") -> "AnnData":
+def concatenate(parts: "Mapping[str, AnnData]") -> "AnnData":
     """Concatenate described sections over the genes that all have."""
     from anndata import concat  # noqa: PLC0415  --help does without
 
     kinds = {name: are_counts(part.X) for name, part in parts.items()}
     if len(set(kinds.values())) > 1:
         raw = listed([name for name, counts in kinds.items() if counts])
-        raise ValueError(f"X holds raw counts in section {raw} and none in the others: give all sections alike.")
+        raise ValueError(
+            f"X holds raw counts in section {raw} and none in the others: normalize all sections in the same way."
+        )
     whole = concat(parts, label=SECTION, index_unique="-", merge="same")
     if not whole.n_vars:
         raise ValueError(f"sections {listed(list(parts))} have no gene in common. Are the names of one kind?")
@@ -227,9 +229,9 @@ def measured_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
 def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
     """Lay a grid as dense as those of the measured sections, describe it, and predict."""
     args = batch.job.args
-    learnt = _data.read_fit(reference, FIT)
+    fitted = _data.read_fit(reference, FIT)
     mpp = float(reference.uns["sthisto"]["features"][FEATURES]["mpp"][0])
-    pitch_um = (args.pitch_um or float(learnt.pitch[0]) * mpp) / args.grid
+    pitch_um = (args.pitch_um or float(fitted.pitch[0]) * mpp) / args.grid
     points, pitch = over_spots(batch, row) if row.table else over_tissue(row, args.mpp, pitch_um)
     known = {"mpp": args.mpp, "pitch_um": pitch_um if row.table else None}
     extract(points, batch.job, batch.encoder, image=picture_of(row), **known)
@@ -253,7 +255,7 @@ def over_tissue(row: Row, mpp: float | None, pitch_um: float) -> "tuple[AnnData,
     picture = images.open_image(row.image, mpp=mpp)
     if picture.mpp is None:
         raise ValueError(
-            f"the scale of {row.image} is unknown, so no grid can be laid over its tissue: pass mpp= (micrometres per "
+            f"the scale of {row.image} is unknown, so no grid can be placed on its tissue: pass mpp= (micrometers per "
             "pixel), or name a table with the places of spots in the sheet."
         )
     pitch = pitch_um / picture.mpp
@@ -284,7 +286,7 @@ def keep(batch: Batch, name: str, adata: "AnnData", settings: Settings) -> "AnnD
     return adata
 
 
-def told(batch: Batch) -> tuple[dict[str, Any], str]:
+def report(batch: Batch) -> tuple[dict[str, Any], str]:
     """Summary as data, and as text: one line a section."""
     lines = []
     for row in batch.rows:

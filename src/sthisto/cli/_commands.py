@@ -63,15 +63,15 @@ def run_upsample(job: Job) -> tuple[dict[str, Any], str]:
     check_interval(args.interval)
     adata = read(args.section, job)
     if show:
-        _data.genes_to_model(adata, show)  # a misspelt gene is told before the work
+        _data.genes_to_model(adata, show)  # a misspelt gene is refused before the work
     fits = adata.uns.get("sthisto", {}).get("fit", {})
-    anew = job.asked(*FIT_OPTIONS, *FEATURE_OPTIONS)
-    if FIT in fits and not anew:
+    changed = job.asked(*FIT_OPTIONS, *FEATURE_OPTIONS)
+    if FIT in fits and not changed:
         job.reuse(f"the fitted model in {args.section}")
         _refuse_unmodelled(show, _data.read_fit(adata, FIT).genes)
     else:
         if FIT in fits:
-            logger.info("fitting again, as %s is given", ", ".join(anew))
+            logger.info("fitting again, as %s is given", ", ".join(changed))
         genes = prepare(adata, job)
         _refuse_unmodelled(show, _data.genes_to_model(adata, genes))
         learn(adata, job, genes)
@@ -126,10 +126,10 @@ def run_evaluate(job: Job) -> tuple[dict[str, Any], str]:
         if path is not None:
             with job.step(f"write {path.name}"), whole_file(path) as partial:
                 make(table, partial)
-    return _told_scores(table, args)
+    return _score_lines(table, args)
 
 
-def _told_scores(table: "DataFrame", args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _score_lines(table: "DataFrame", args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Mean Pearson r of each model in each split, as data and as text."""
     means = (
         evaluation.gene_means(table, "pearson").groupby(["split", "model"], sort=False)["value"].mean().reset_index()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 from sthisto.cli._files import draw, write
 from sthisto.cli._job import FIT, MODEL, Job, logger
 
-DEMO_GENES = ("region_00", "fine_01", "density_02")  # one of each kind that the picture tells of
+DEMO_GENES = ("region_00", "fine_01", "density_02")  # one of each kind that the image predicts
 
 
 def run_demo(job: Job) -> tuple[dict[str, Any], str]:

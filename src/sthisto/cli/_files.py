@@ -33,7 +33,7 @@ def read(path: Path, job: Job) -> "AnnData":
                 f"{path} holds no AnnData (found: {', '.join(file) or 'nothing'}). Write it as h5ad first."
             )
     with job.step("read"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*names are not unique")  # told below, once
+        warnings.filterwarnings("ignore", message=".*names are not unique")  # reported below, once
         adata = read_h5ad(path)
     logger.info("%s: %d spots x %d genes", path, *adata.shape)
     double = adata.var_names[adata.var_names.duplicated()]

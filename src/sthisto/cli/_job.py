@@ -15,7 +15,7 @@ MODEL, FEATURES, FIT = "attention", "X_histo", "sthisto"
 
 @dataclass
 class Job:
-    """One run: its options, and what is told of it at the end."""
+    """One run: its options, and what is reported of it at the end."""
 
     args: argparse.Namespace
     seconds: dict[str, float] = field(default_factory=dict)

@@ -36,17 +36,17 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="run the whole job on a synthetic section",
-        description="Make a synthetic section, hide half of its spots, predict them, print how well that went beside "
+        description="Make a synthetic section, hide half of its spots, predict them, print the accuracy next to "
         "inverse-distance weighting, then write the dense map of all spots and a picture of it.",
     )
     _add_demo(demo)
-    for name, add, told in (
+    for name, add, summary in (
         ("features", _add_features, "describe the tissue around every spot"),
         ("fit", _add_fit, "learn expression from the tissue and the spots around"),
         ("upsample", _add_upsample, "predict expression on a dense grid, with all that is needed before"),
-        ("evaluate", _add_evaluate, "hide spots, predict them, and score models beside each other"),
+        ("evaluate", _add_evaluate, "hide spots, predict them, and compare models"),
     ):
-        command = commands.add_parser(name, help=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("section", type=Path, metavar="SECTION.h5ad", help="AnnData with obsm['spatial']")
         add(command)
     batch = commands.add_parser(
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     completion.set_defaults(run=run_completion)
     completion.add_argument("shell", choices=SHELLS, help="the shell that is to evaluate it")
     for command in commands.choices.values():
-        talk = command.add_argument_group("talking")
+        talk = command.add_argument_group("output options")
         talk.add_argument("--json", action="store_true", help="print the summary as JSON")
         talk.add_argument("--quiet", action="store_true", help="no progress, only warnings and the result")
         talk.add_argument("--debug", action="store_true", help="show where an error comes from")
@@ -112,7 +112,7 @@ def _add_upsample(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_upsample)
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DENSE.h5ad", help="the dense section")
     _add_grid(command)
-    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw genes, measured beside predicted")
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw genes, measured next to predicted")
     command.add_argument("--show", metavar="GENE,GENE", help="genes to draw")
     _add_feature_options(command)
     _add_fit_options(command)
@@ -121,13 +121,13 @@ def _add_upsample(command: argparse.ArgumentParser) -> None:
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Hide half of the spots, one by one and in blocks, fit models on the others, and score them on\n"
-        "the hidden ones. With raw counts, in X or in layers['counts'], genes are chosen anew on each\n"
+        "the hidden ones. With raw counts, in X or in layers['counts'], genes are chosen again on each\n"
         "training half and the noise ceiling is given."
     )
     command.epilog = "example:\n  sthisto evaluate SECTION.h5ad --image SECTION.jpg -o scores.csv"
     command.set_defaults(run=run_evaluate)
     command.add_argument("-o", "--output", type=Path, metavar="SCORES.csv", help="scores of every gene, one a line")
-    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the models beside each other")
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the comparison of models")
     command.add_argument(
         "--models",
         default=",".join(EVALUATED),
@@ -139,7 +139,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repeats", type=_positive, default=3, metavar="N", help="of each split (default 3)")
     command.add_argument("--genes", metavar="GENES", help="genes to score: a file with one a line, or A,B,C")
     command.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression")
-    command.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
+    command.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
     _add_feature_options(command)
 
 
@@ -147,7 +147,7 @@ def _add_batch(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Learn from all measured sections of a sample sheet together, and write a dense map of every section.\n"
         "The sheet is a CSV file; its first line is section,image,role, or section,image,role,table. A role is\n"
-        "measured or stained. The table of a measured section is SECTION.h5ad beside the sheet unless told, and its\n"
+        "measured or stained. The table of a measured section is SECTION.h5ad next to the sheet by default, and its\n"
         "image may be left out where the table holds it. A stained section is predicted on a grid over the spots of\n"
         "its table, or, where it has none, over the tissue of its image. Paths count from the sheet's folder.\n"
         "\n"
@@ -181,7 +181,7 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--match-spot-means",
         action="store_true",
-        help="points inside a spot's footprint average to what the model says of the spot",
+        help="points inside a spot's footprint average to the prediction at the spot",
     )
 
 
@@ -214,7 +214,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--params", action="append", metavar="NAME=VALUE", help="setting of the model, as epochs=20")
     group.add_argument("--genes", metavar="GENES", help="genes to model: a file with one a line, or A,B,C")
     group.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression (default: X)")
-    group.add_argument("--seed", type=int, metavar="N", help="of all chance (default 0)")
+    group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
     group.add_argument(
         "--test-genes",
         action="store_true",

@@ -1,4 +1,4 @@
-"""What is said on the way, and how mistakes are told."""
+"""Log messages during a run, and how mistakes are reported."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from sthisto.cli._job import logger
 
 
 @contextmanager
-def spoken(*, quiet: bool) -> Iterator[None]:
+def configure_logging(*, quiet: bool) -> Iterator[None]:
     """Log lines and warnings as single lines on stderr, for as long as a command runs."""
     handler, level = logging.StreamHandler(sys.stderr), logger.level
     handler.setFormatter(logging.Formatter("sthisto: %(message)s"))

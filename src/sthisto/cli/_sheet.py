@@ -1,4 +1,4 @@
-"""The sample sheet: which sections there are, where their files lie, and what is to be made of them."""
+"""The sample sheet: the sections, where their files are, and what is to be computed."""
 
 import csv
 from collections import Counter
@@ -10,7 +10,7 @@ MEASURED, STAINED = "measured", "stained"
 COLUMNS = ("section", "image", "role")
 SECTION = "section"  # and the obs column in what is written
 TABLE = "table"  # the column that may be missing
-FITTED = "fitted"  # name of the file of the sections learnt from
+FITTED = "fitted"  # name of the file of the fitted sections
 
 Settings = dict[str, Any]  # as JSON keeps them
 
@@ -63,7 +63,7 @@ def _check_columns(path: Path, found: list[str]) -> None:
     if missing:
         raise ValueError(
             f"{path} has no column {', '.join(missing)} (found: {', '.join(found) or 'nothing'}). Its first line is "
-            "section,image,role, and table where tables lie elsewhere."
+            "section,image,role, and table where tables are elsewhere."
         )
     unknown = [name for name in found if name not in (*COLUMNS, TABLE)]
     if unknown:
@@ -71,19 +71,19 @@ def _check_columns(path: Path, found: list[str]) -> None:
 
 
 def _row(path: Path, line: int, values: dict[Any, Any]) -> Row:
-    """Read a line, ``measured`` ones with a table of their name where they tell none."""
+    """Read a line, ``measured`` ones with a table of their name where none is given."""
     if None in values or None in values.values():
         raise ValueError(f"{path}, line {line}: it has another number of values than the first line has columns.")
-    told = {name.strip(): value.strip() for name, value in values.items()}
-    section, role = told["section"], told["role"]
+    values_by_column = {name.strip(): value.strip() for name, value in values.items()}
+    section, role = values_by_column["section"], values_by_column["role"]
     if not section or "/" in section or "\\" in section or section.startswith(".") or section == FITTED:
         raise ValueError(f"{path}, line {line}: {section!r} cannot be a section's name, as a file is named after it.")
     if role not in (MEASURED, STAINED):
         raise ValueError(f"{path}, line {line}: role {role!r}; a section is measured or stained.")
-    if role == STAINED and not told["image"]:
+    if role == STAINED and not values_by_column["image"]:
         raise ValueError(f"{path}, line {line}: section {section!r} was stained, but no image is named.")
-    table = told.get(TABLE) or (f"{section}.h5ad" if role == MEASURED else "")
-    image, table = (path.parent / name if name else None for name in (told["image"], table))
+    table = values_by_column.get(TABLE) or (f"{section}.h5ad" if role == MEASURED else "")
+    image, table = (path.parent / name if name else None for name in (values_by_column["image"], table))
     return Row(section, role, image, table)
 
 

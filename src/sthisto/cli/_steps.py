@@ -26,7 +26,7 @@ FIT_OPTIONS = ("model", "params", "genes", "layer", "seed", "test_genes")
 
 
 def prepare(adata: "AnnData", job: Job) -> list[str] | None:
-    """Log-normalise raw counts and choose genes; return those asked for by name."""
+    """Log-normalize raw counts and choose genes; return those asked for by name."""
     args = job.args
     genes = None if args.genes is None else names_in(args.genes)
     _data.genes_to_model(adata, genes)
@@ -34,11 +34,11 @@ def prepare(adata: "AnnData", job: Job) -> list[str] | None:
         if genes is None and "highly_variable" not in adata.var:
             logger.info("no var['highly_variable']: all %d genes are modelled", adata.n_vars)
         return genes
-    others = [name for name, layer in adata.layers.items() if name != "counts" and _log_normalised(layer)]
+    others = [name for name, layer in adata.layers.items() if name != "counts" and _log_normalized(layer)]
     if others and args.layer is None:
         raise ValueError(
-            f"adata.X holds raw counts, but layers hold log-normalised expression ({', '.join(others)}). "
-            f"Say which to learn from: --layer {others[0]}, or --layer X to normalise the counts."
+            f"adata.X holds raw counts, but layers hold log-normalized expression ({', '.join(others)}). "
+            f"Choose one: --layer {others[0]}, or --layer X to normalize the counts."
         )
     counts = adata.X
     adata.layers.setdefault("counts", counts)
@@ -61,7 +61,7 @@ def counts_layer(adata: "AnnData", layer: str | None) -> str | None:
     elif layer == "X" or "counts" not in adata.layers or not are_counts(adata.layers["counts"]):
         logger.info("no raw counts: genes are scored as they are in the file, and no noise ceiling is given")
         return None
-    logger.info("expression from the counts, %d genes chosen anew on each training half", N_GENES)
+    logger.info("expression from the counts, %d genes chosen again on each training half", N_GENES)
     return "counts"
 
 
@@ -71,7 +71,7 @@ def are_counts(matrix: Any) -> bool:
     return bool(values.size and values.min() >= 0 and values.max() > 0 and (values == np.rint(values)).all())
 
 
-def _log_normalised(matrix: Any) -> bool:
+def _log_normalized(matrix: Any) -> bool:
     values = _values(matrix)
     return bool(values.size and np.isfinite(values).all() and values.min() >= 0 and not are_counts(matrix))
 
@@ -99,7 +99,7 @@ def choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> eval
 
 
 def extract(adata: "AnnData", job: Job, encoder: str | Encoder | None = None, **others: Any) -> None:
-    """Extract features as the options say; ``others`` say otherwise."""
+    """Extract features by the options; ``others`` override them."""
     args = job.args
     options = {
         "image": image_in(args.image),
@@ -130,7 +130,7 @@ def describe(adata: "AnnData", job: Job, models: Sequence[str]) -> None:
 def learn(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
     """Fit, after the features where the model reads them and they are not there."""
     reads = MODELS[job.args.model or MODEL].inputs
-    # the record of the features tells the scale to models that read pixels
+    # the record of the features has the scale for models that read pixels
     if "features" in reads or ("patches" in reads and job.asked("mpp", "pitch_um")):
         if FEATURES in adata.obsm and not job.asked(*FEATURE_OPTIONS):
             job.reuse(f"obsm[{FEATURES!r}] of {job.source}")

@@ -20,7 +20,7 @@ SECONDS = 60  # without a byte, after which a connection counts as cut
 def fetch(url: str, path: Path, *, sha256: str | None = None, progress: bool = True) -> Path:
     """Have the file of ``url`` at ``path``.
 
-    A file that is there is used as it is, offline. Otherwise it grows beside it as ``path + ".part"``, which stays
+    A file that is there is used as it is, offline. Otherwise it grows next to it as ``path + ".part"``, which stays
     when the download is cut and is continued by the next call, where the server serves ranges.
 
     Raises
@@ -41,7 +41,7 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, progress: bool = T
     def download(url: str, target: str, _: Any) -> None:
         _whole(url, path, progress).replace(target)
 
-    with _quiet(pooch.get_logger()):  # what it says is said above
+    with _quiet(pooch.get_logger()):  # its messages are logged above
         return Path(pooch.retrieve(url, known, path.name, path.parent, downloader=download))
 
 
@@ -76,7 +76,7 @@ def _whole(url: str, path: Path, progress: bool) -> Path:  # noqa: FBT001
 
 
 def _more(url: str, path: Path, progress: bool) -> None:  # noqa: FBT001
-    """Ask for what is missing and append it; a server without ranges sends all of it, which is begun anew."""
+    """Ask for what is missing and append it; a server without ranges sends all of it, which starts again."""
     part = part_of(path)
     tag = part.with_name(part.name + ".etag")  # of the version that the part belongs to
     begun = _size(part)
@@ -92,7 +92,7 @@ def _more(url: str, path: Path, progress: bool) -> None:  # noqa: FBT001
         if not answer.ok:
             raise OSError(f"cannot download {url}: {answer.status_code} {answer.reason}. {_advice(path)}")
         begun = begun if answer.status_code == requests.codes.partial_content else 0
-        if answer.headers.get("ETag", "").startswith('"'):  # weak ones do not speak of bytes
+        if answer.headers.get("ETag", "").startswith('"'):  # weak ones do not identify bytes
             tag.write_text(answer.headers["ETag"])
         length = answer.headers.get("Content-Length")
         total = None if length is None else begun + int(length)

@@ -1,6 +1,6 @@
 """Public Visium sections of the HisToSGE paper, downloaded once and checked.
 
-Each section is kept as Space Ranger writes it (``filtered_feature_bc_matrix.h5``, ``spatial/``) beside its
+Each section is kept as Space Ranger writes it (``filtered_feature_bc_matrix.h5``, ``spatial/``) next to its
 full-resolution image, so that ``squidpy.read.visium`` reads the folder too.
 """
 
@@ -103,7 +103,7 @@ def dlpfc(
     """Load a section of the human dorsolateral prefrontal cortex, with its labelled layers (10x Visium).
 
     Twelve sections of three donors, whose six layers and white matter were labelled by hand: the data on which most
-    methods for spatial domains, and the experiments of the HisToSGE paper, are judged.
+    methods for spatial domains, and the experiments of the HisToSGE paper, are evaluated.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def dlpfc(
         Also download the full-resolution image (about half a gigabyte), which ``extract_features`` then takes.
         Without it there is the ``hires`` picture of 2 000 px.
     folder
-        Where files are kept and looked for; ``None`` takes the environment's ``STHISTO_DATA``, else the user's cache.
+        Where files are kept; ``None`` takes the environment's ``STHISTO_DATA``, else the user's cache.
         What is there is never downloaded again, so a filled folder works offline.
     base_url
         A mirror to download from, that has ``<host>/<path>`` of the public addresses (as ``wget -x`` makes it);
@@ -140,7 +140,7 @@ def dlpfc(
     KeyError
         No such section.
     ConnectionError
-        No network; the message says which file to put where. What has come is kept for the next call.
+        No network; the message names the file and the folder. What has come is kept for the next call.
     OSError
         The server does not have the file.
     ValueError

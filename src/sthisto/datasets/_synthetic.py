@@ -52,7 +52,7 @@ def synthetic(
 ) -> AnnData:
     """Make sections of an invented tissue with a stained picture and counts, whose true expression is known everywhere.
 
-    A method can only be judged between the spots where the truth between the spots is known. Here smooth random maps
+    A method can only be evaluated between the spots where the truth between the spots is known. Here smooth random maps
     over the plane (a gradient cut into four layers, glands, cell density, and two that leave no trace in the picture)
     determine both an H&E-like picture with its nuclei and the rate of every gene; counts are drawn from the rates.
 
@@ -61,7 +61,7 @@ def synthetic(
     n_spots
         Spots of every section, all on tissue.
     n_genes
-        Genes, at least 10. ``var["kind"]`` says what each follows: ``"region"`` marks one layer or the glands with
+        Genes, at least 10. ``var["kind"]`` is what each follows: ``"region"`` marks one layer or the glands with
         steep borders, ``"fine"`` follows glands and their rims between the spots, ``"density"`` the density of cells,
         ``"hidden"`` maps that the picture does not show, ``"noise"`` nothing at all. A fifth of each.
     array
@@ -157,7 +157,7 @@ def synthetic_truth(
     KeyError
         Not a synthetic section, or no such library or gene in it.
     ValueError
-        ``xy`` is not (m, 2), or there are several sections and ``library`` does not say which.
+        ``xy`` is not (m, 2), or there are several sections and ``library`` does not name one.
 
     Examples
     --------
@@ -180,7 +180,7 @@ def synthetic_truth(
         xy, owner = adata.obsm["spatial"][rows], owner[rows]
     else:
         if library is None and len(tissues) > 1:
-            raise ValueError(f"several sections ({sorted(tissues)}): say with library= which one xy belongs to.")
+            raise ValueError(f"several sections ({sorted(tissues)}): pass library=, the one that xy belongs to.")
         xy = np.asarray(xy, float)
         if xy.ndim != 2 or xy.shape[1] != 2:
             raise ValueError(f"xy has the shape {xy.shape}: pass (m, 2), x then y.")
@@ -330,7 +330,7 @@ def _draw_genes(n_genes: int, rng: Generator) -> dict[str, NDArray[Any]]:
 
 
 def _share(tissue: _Tissue, genes: dict[str, NDArray[Any]], xy: Floats) -> Floats:
-    """(m, g) share of every gene in the counts. Each kind has a fixed part, so that no kind tells of another."""
+    """(m, g) share of every gene in the counts. Each kind has a fixed part, so that no kind carries information on another."""
     gradient, gland, density, hidden, other = tissue.maps(xy)
     responses = [
         *_regions(gradient, gland),

@@ -1,6 +1,6 @@
 """Spatial domains: methods by name, from expression and positions to an embedding, and from there to labels.
 
-A method turns the expression of spots and where they lie into an embedding; clusters are found in it by what its
+A method turns the expression and the positions of spots into an embedding; clusters are found in it by what its
 authors used, or the nearest there is. It knows nothing of AnnData and is found by name in :data:`METHODS`, which can be
 read without importing what it names.
 """
@@ -50,14 +50,14 @@ class Method(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What the registry says of a method without importing it."""
+    """A method's record in the registry without importing it."""
 
     source: str  # "module:Class"
     clusters: Clusters  # how a given number of domains is found in its embedding
     embedding: str  # name in obsm; "" where it is but components of the expression
     reference: str
     network: str = ""  # name in uns for its links, where its authors keep them there
-    spatial: bool = True  # looks at positions
+    spatial: bool = True  # uses positions
     iterative: bool = True  # takes params={"epochs": n}
 
     def load(self) -> type[Method]:

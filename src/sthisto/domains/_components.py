@@ -16,7 +16,7 @@ def components(values: NDArray[np.float32], k: int, random_state: int) -> NDArra
 
 @dataclass(kw_only=True)
 class Components:
-    """Principal components of the expression, which k-means and leiden work on; positions are not looked at."""
+    """Principal components of the expression, which k-means and leiden work on; positions are not used."""
 
     components: int = 30
     history: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)

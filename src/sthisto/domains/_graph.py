@@ -116,7 +116,7 @@ def _bags(graph: Graph, weights: Tensor, x: Tensor) -> Tensor:
 
 
 def take(values: Tensor, at: Tensor) -> Tensor:
-    """Take the values (n,) at the ends (e,) of edges; unlike an index, its gradient adds up in one order."""
+    """Take the values (n,) at the ends (e,) of edges; other than with an index, the gradient adds up in one order."""
     return values.index_select(0, at)
 
 

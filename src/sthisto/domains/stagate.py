@@ -1,7 +1,7 @@
-"""STAGATE: an autoencoder whose layers look at the spots around, with attention.
+"""STAGATE: an autoencoder whose layers attend to the neighboring spots.
 
 A spot's expression is read together with its neighbors', each as much as attention gives it, squeezed to a few numbers
-and spread out again along the same attention. What neighbors agree on survives, what one spot says alone does not.
+and spread out again along the same attention. What neighbors agree on survives, what one spot has alone does not.
 
     P  = X W1                                                    (n, 512)
     C  = softmax over the neighbors j of i of sigmoid(a_s P_i + a_r P_j)

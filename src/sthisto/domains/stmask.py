@@ -1,8 +1,8 @@
 """STMask: a masked graph autoencoder with two channels, one that guesses spots and one that guesses links.
 
-The feature channel hides the features of some spots behind a learnt token and has a graph convolution guess them from
-the spots around; the hidden spots' codes are hidden again before they are decoded, so that only neighbors can tell.
-The link channel drops some links of the graph and has the codes of its own graph convolutions tell dropped links
+The feature channel hides the features of some spots behind a learned token and has a graph convolution predict them from
+the spots around; the hidden spots' codes are hidden again before they are decoded, so that only neighbors are informative.
+The link channel drops some links of the graph and has the codes of its own graph convolutions distinguish dropped links
 from pairs that never were. What the spots come down to are the codes of both channels side by side, less noise: their
 leading components.
 
@@ -64,7 +64,7 @@ class StMask:
         device: str = "",
         progress: bool = True,
     ) -> NDArray[np.float32]:
-        """Train on the spots and return what both channels say of each, (n, dim)."""
+        """Train on the spots and return the codes of both channels, (n, dim)."""
         where = pick_device(device)
         features = torch.from_numpy(components(expression, self.components, random_state)).to(where)
         pairs = self.links(xy, section)
@@ -90,7 +90,7 @@ class StMask:
         return nearest_pairs(xy, section, self.neighbors)
 
     def _loss(self, network: "Network", features: Tensor, graph: Graph, pairs: Pairs) -> Tensor:
-        """Loss of one step, with masks drawn anew."""
+        """Loss of one step, with masks drawn again."""
         n = len(features)
         hidden = some(n, self.masked).to(features.device)
         error = scaled_cosine_error(features, network.guess(features, hidden, graph), self.alpha)
@@ -154,13 +154,13 @@ class Network(nn.Module):
         return torch.cat([channel(features, graph, weights) for channel in (self.spots, self.links)], dim=1)
 
     def guess(self, features: Tensor, hidden: Tensor, graph: Graph) -> Tensor:
-        """Features (n, d) as the decoder tells them; of the hidden spots (n,) it is told nothing."""
+        """Features (n, d) as the decoder predicts them; it is given nothing of the hidden spots (n,)."""
         weights = graph.normalised()
         codes = self.spots(torch.where(hidden[:, None], self.token, features), graph, weights)
         return graph.propagate(weights, self.back(codes.masked_fill(hidden[:, None], 0)))
 
     def link_error(self, features: Tensor, graph: Graph, keep: Tensor, links: Graph, others: Graph) -> Tensor:
-        """Cross-entropy of telling links from other pairs by the codes over the edges (e,) that are kept."""
+        """Cross-entropy of links against other pairs by the codes over the edges (e,) that are kept."""
         codes = self.links(features, graph, graph.normalised(keep)) / self.back.in_features**0.25
         return -(
             nn.functional.logsigmoid(links.products(codes)).mean()

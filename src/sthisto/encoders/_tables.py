@@ -25,7 +25,7 @@ def read_features(
 ) -> NDArray[np.float32]:
     """Read the features of points from patches that another tool cut and encoded.
 
-    Each point takes the features of the patch whose center is nearest. Points have to lie in their patch: tables of
+    Each point takes the features of the patch whose center is nearest. Points have to be in their patch: tables of
     another slide or another scale are refused.
 
     Parameters

@@ -1,8 +1,8 @@
 """Lattices, distances and splits of spots: plain arrays in, plain arrays out.
 
-Spots of an array lie on a lattice, ``origin + i * a + j * b``, be it hexagonal (Visium), square (Spatial
+Spots of an array form a lattice, ``origin + i * a + j * b``, be it hexagonal (Visium), square (Spatial
 Transcriptomics, Visium HD) or turned and slightly stretched by the scanner. :class:`Lattice` finds it from the spots
-alone and makes it denser; the functions beside it answer which spots are near a point and which are to be held out.
+alone and makes it denser; the other functions find the spots near a point and those to hold out.
 Lengths are in the units of ``xy``: pixels of the full-resolution image throughout the package.
 """
 

@@ -5,16 +5,16 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-ALIKE = 1.15  # lengths that differ by less count as equal when a lattice is named: MOB arrays are stretched by 1.11
+SIMILAR = 1.15  # lengths that differ by less count as equal when a lattice is named: MOB arrays are stretched by 1.11
 
 
 def area(basis: NDArray[np.float64]) -> float:
     return float(abs(np.linalg.det(basis)))
 
 
-def alike(*vectors: NDArray[np.float64]) -> bool:
+def similar_lengths(*vectors: NDArray[np.float64]) -> bool:
     lengths = np.linalg.norm(vectors, axis=1)
-    return bool(lengths.max() < ALIKE * lengths.min())
+    return bool(lengths.max() < SIMILAR * lengths.min())
 
 
 def reduce(basis: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""Lattices: what an array's spots lie on, and what is denser."""
+"""Lattices: of the spots of an array, and denser ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import Voronoi, cKDTree
 
-from sthisto.grids._basis import alike, area, nearest_site, reduce
+from sthisto.grids._basis import area, nearest_site, reduce, similar_lengths
 from sthisto.grids._positions import distinct, length, positions, reached, unique_rows
 from sthisto.grids._search import check_fit, find
 
 FEWEST_SPOTS = 5  # three fit any lattice and a fourth too often
-BATCH = 1 << 20  # sites looked at together
+BATCH = 1 << 20  # sites processed together
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Points ``origin + i * a + j * b`` for the rows a, b of ``basis``; hexagonal and square arrays alike.
+    """Points ``origin + i * a + j * b`` for the rows a, b of ``basis``; hexagonal, square or oblique.
 
     One description for every array keeps the rest of the package free of cases: a denser grid is the basis divided,
     a spot's place in the array is its pair of indices, and both hold whatever the rotation.
@@ -58,13 +58,13 @@ class Lattice:
             object.__setattr__(self, name, value)
         lengths = np.linalg.norm(self.basis, axis=1)
         if area(self.basis) <= 1e-9 * lengths.prod():
-            raise ValueError(f"the rows of basis should span the plane; {self.basis.tolist()} lie along one line.")
+            raise ValueError(f"the rows of basis should span the plane; {self.basis.tolist()} are on one line.")
 
     @classmethod
     def fit(cls, xy: ArrayLike) -> Self:
-        """Find the lattice that the spots lie on, from their positions alone.
+        """Find the lattice of the spots, from their positions alone.
 
-        Tables seldom say how the array lies on the image, and what they say is of another scale as often as not. The
+        Tables seldom have the array's position on the image, and where they have, often at another scale. The
         differences between near spots repeat with the lattice, so their Fourier transform peaks at its reciprocal
         vectors, whatever the rotation and however many sites are empty. The basis found so is then fitted to longer
         and longer differences, from all pieces of tissue at once: no step is so long that the error left by the step
@@ -83,7 +83,7 @@ class Lattice:
         -------
         The lattice, with the spots' lowest indices 0. Its vectors are of the shortest, 60 degrees apart in a
         hexagonal and 90 in a square array, with a positive determinant; ``a`` is the one nearest to 10 degrees from
-        the x axis towards y, so that arrays which lie straight or turned by 30, 45 or 90 degrees, as most do, are
+        the x axis towards y, so that arrays which are straight or rotated by 30, 45 or 90 degrees, as most do, are
         far from the angle where the choice flips.
 
         Raises
@@ -146,15 +146,15 @@ class Lattice:
 
     @property
     def kind(self) -> Literal["hexagonal", "square", "oblique"]:
-        """Hexagonal where the three shortest vectors are alike (15 %), square where two and their diagonals are."""
+        """Hexagonal where the three shortest vectors are of similar length (15 %), square where two and their diagonals are."""
         a, b = reduce(self.basis)[0]
-        if alike(a, b, b - a):
+        if similar_lengths(a, b, b - a):
             return "hexagonal"
-        return "square" if alike(a, b) and alike(a + b, b - a) else "oblique"
+        return "square" if similar_lengths(a, b) and similar_lengths(a + b, b - a) else "oblique"
 
     @property
     def pitch(self) -> float:
-        """Length of the shortest lattice vector, the mean over those that are alike, pixels."""
+        """Length of the shortest lattice vector, the mean over those of similar length, pixels."""
         a, b = reduce(self.basis)[0]
         shortest = {"hexagonal": [a, b, b - a], "square": [a, b], "oblique": [a]}[self.kind]
         return float(np.linalg.norm(shortest, axis=1).mean())
@@ -231,7 +231,7 @@ class Lattice:
     def split(self, factor: int) -> Self:
         """Cut every cell into ``factor**2`` equal ones and take their centres; :meth:`refine` keeps the old sites.
 
-        So the bins of Visium HD lie within each other: a bin of 16 um is 2 x 2 of 8 um and 8 x 8 of 2 um. Site (i, j)
+        So the bins of Visium HD are nested: a bin of 16 um is 2 x 2 of 8 um and 8 x 8 of 2 um. Site (i, j)
         becomes the sites from ``factor * (i, j)`` on.
 
         Raises
@@ -250,7 +250,7 @@ class Lattice:
     def cover(self, xy: ArrayLike, max_distance: float) -> NDArray[np.int64]:
         """All sites that are within ``max_distance`` of any spot.
 
-        The tissue's part of a dense grid. Only blocks of sites that a spot can reach are looked at, so time and memory
+        The tissue's part of a dense grid. Only blocks of sites that a spot can reach are processed, so time and memory
         go with the tissue and not with the slide around it.
 
         Parameters

@@ -1,4 +1,4 @@
-"""Positions as they come: checked, sorted, looked up."""
+"""Positions as they come: checked, sorted, found."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +44,6 @@ def unique_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def reached(tree: cKDTree, points: NDArray[np.float64], max_distance: float) -> NDArray[np.bool_]:
-    # the tree drops what lies at its bound itself, which has to stay; 1e-150 can still be squared
+    # the tree drops what is at its bound itself, which has to stay; 1e-150 can still be squared
     distance, _ = tree.query(points, distance_upper_bound=max_distance * (1 + 1e-9) + 1e-150, workers=-1)
     return np.asarray(distance <= max_distance)

@@ -1,4 +1,4 @@
-"""The lattice that spots lie on, found from their positions alone; :meth:`Lattice.fit` says how."""
+"""The lattice of the spots, found from their positions alone; see :meth:`Lattice.fit`."""
 
 from itertools import combinations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
-from sthisto.grids._basis import alike, area, nearest_site, reduce
+from sthisto.grids._basis import area, nearest_site, reduce, similar_lengths
 from sthisto.grids._positions import unique_rows
 
 MOST_SHARED = 0.02  # share of the spots that jitter may put on a site that another spot has
@@ -23,7 +23,7 @@ def _differences(spots: NDArray[np.float64]) -> tuple[NDArray[np.float64], float
 
     Near ones are taken around up to 1000 spots, thinned out with distance, far ones between up to 300.
     """
-    random = np.random.default_rng(0)  # every n-th spot of a table may all lie in one column of the array
+    random = np.random.default_rng(0)  # every n-th spot of a table may all be in one column of the array
     around, between = (spots[random.permutation(len(spots))[:most]] for most in (1000, 300))
     ranks = np.unique([*range(2, 26), *(24 * 1.4 ** np.arange(1, 8)).astype(int)])
     distance, row = cKDTree(spots, balanced_tree=False).query(around, k=ranks[ranks <= len(spots)])
@@ -46,7 +46,7 @@ def _basis(steps: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
     if not wide:
         raise ValueError(
             f"the spots form no lattice: the {len(steps)} differences between them do not repeat in two directions. "
-            "Do they lie along one line, or are they cells? Give a Lattice or the points themselves."
+            "Are they on one line, or are they cells? Give a Lattice or the points themselves."
         )
     proposed = [_fit_steps(np.linalg.inv(pair).T, near) for pair in wide]
     basis = min(proposed, key=lambda basis: _misfit(basis, near, scale))
@@ -97,7 +97,7 @@ def _settle(spots: NDArray[np.float64], basis: NDArray[np.float64]) -> tuple[NDA
         middle = site.mean(axis=0)
         spread = (site - middle).T @ (site - middle)
         if np.linalg.matrix_rank(spread) < 2:
-            raise ValueError(f"the {len(spots)} spots lie along one line, which leaves the lattice open across it.")
+            raise ValueError(f"the {len(spots)} spots are on one line, which leaves the lattice open across it.")
         basis = np.linalg.solve(spread, (site - middle).T @ offset)
         origin = -middle @ basis
     return centre + origin, _canonical(basis)
@@ -106,7 +106,7 @@ def _settle(spots: NDArray[np.float64], basis: NDArray[np.float64]) -> tuple[NDA
 def _canonical(basis: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the equivalent pairs of shortest vectors the one that :meth:`Lattice.fit` promises."""
     a, b = reduce(basis)[0]
-    choices = [sign * v for v in ([a, b, b - a] if alike(a, b, b - a) else [a, b]) for sign in (1, -1)]
+    choices = [sign * v for v in ([a, b, b - a] if similar_lengths(a, b, b - a) else [a, b]) for sign in (1, -1)]
     towards = np.array([np.cos(np.deg2rad(10)), np.sin(np.deg2rad(10))])
     first = max(choices, key=lambda v: float(v @ towards / np.linalg.norm(v)))
     left = [v for v in choices if first[0] * v[1] - first[1] * v[0] > 1e-6 * (first @ first)]
@@ -116,11 +116,11 @@ def _canonical(basis: NDArray[np.float64]) -> NDArray[np.float64]:
 def check_fit(residual: NDArray[np.float64], site: NDArray[np.int64], pitch: float) -> None:
     apart = float(np.sqrt((residual**2).sum() / (len(residual) - 3))) / pitch  # three vectors were fitted
     shared = 1 - len(unique_rows(site)) / len(site)
-    # random spots lie about 0.4 off, but a few are near some lattice by chance: one time in twenty within this
+    # random spots are about 0.4 off, but a few are near some lattice by chance: one time in twenty within this
     most = min(0.23, 0.32 * np.exp(-8 / len(site)))
     if apart > most or shared > MOST_SHARED:
         raise ValueError(
-            f"the {len(site)} spots form no lattice: on the best one, of pitch {pitch:.4g}, they lie {apart:.2f} of "
+            f"the {len(site)} spots form no lattice: on the best one, of pitch {pitch:.4g}, they are {apart:.2f} of "
             f"the pitch off their sites (at most {most:.2f}) and {shared:.0%} share a site with another spot (at most "
             f"{MOST_SHARED:.0%}). Are these several sections, or cells? Give a Lattice or the points themselves."
         )

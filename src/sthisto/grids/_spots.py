@@ -1,4 +1,4 @@
-"""Spots near points, how far spots lie apart, and which of them to hide."""
+"""Spots near points, how far apart spots are, and which of them to hold out."""
 
 import logging
 
@@ -21,7 +21,7 @@ def nearest(points: ArrayLike, xy: ArrayLike, k: int = 1) -> tuple[NDArray[np.fl
     Parameters
     ----------
     points
-        (m, 2) pixels: where to look from.
+        (m, 2) pixels: query points.
     xy
         (n, 2) pixels: spots.
     k
@@ -84,11 +84,11 @@ def within(points: ArrayLike, xy: ArrayLike, max_distance: float) -> NDArray[np.
 
 
 def spacing(xy: ArrayLike) -> float:
-    """Pitch of the array that the spots lie on, pixels.
+    """Pitch of the array of the spots, pixels.
 
     The unit in which models count distance. The nearest neighbor is no measure of it: print jitter makes the median
     6 % too short on a Spatial Transcriptomics slide, and empty sites make it too long. Only spots that form no
-    lattice, such as cells, get their median nearest-neighbor distance, and a log line says so.
+    lattice, such as cells, get their median nearest-neighbor distance, which is logged.
 
     Parameters
     ----------
@@ -123,8 +123,8 @@ def hold_out(
 ) -> NDArray[np.bool_]:
     """Choose spots to hide, at random or in whole square blocks.
 
-    A spot whose neighbors are known is easy to guess, so a score on single hidden spots tells how well a method fills
-    gaps. Hiding whole blocks keeps the neighbors from telling and scores what lies further off, as
+    A spot whose neighbors are known is easy to guess, so a score on single hidden spots measures how well a method fills
+    gaps. Hiding whole blocks removes the neighbors and scores longer distances, as
     ``BlockShuffleSplit`` of verde does (Uieda 2018, doi:10.21105/joss.00957).
 
     Parameters
@@ -157,7 +157,7 @@ def hold_out(
     spots, random = positions(xy), np.random.default_rng(random_state)
     if not 0 < fraction < 1:
         raise ValueError(
-            f"fraction should lie between 0 and 1, so that spots are hidden and spots are left; got {fraction}."
+            f"fraction should be between 0 and 1, so that spots are hidden and spots are left; got {fraction}."
         )
     if block is None:
         return random.permutation(len(spots)) < round(fraction * len(spots))

@@ -10,7 +10,7 @@ Every read gives (h, w, 3) uint8 RGB by one rule:
 - the white level is 255 or 65535, or less where the file states fewer significant bits; where 16 bits hold values of 8,
   10, 12 or 14 bits only, it is the largest of these, and the log reports it;
 - (h, w) and (h, w, 1) are gray, repeated three times; (h, w, 2) is gray and alpha, (h, w, 3) RGB, (h, w, 4) RGBA; a
-  further sample of a TIFF counts as alpha if the file says so;
+  further sample of a TIFF counts as alpha if the file declares it;
 - (1 or 3 or 4, h, w) is channels first, when the last axis is not 1 to 4 long; xarray names its axes;
 - alpha is composited over white, and beyond the border all is white: the background of stained tissue is.
 """

@@ -247,6 +247,6 @@ def _layers(adata: AnnData, key: str) -> tuple[str | None, str]:
     if "std" in adata.layers:
         return None, "std"
     raise KeyError(
-        f"no standard deviations in adata.layers (looked for 'std' and '{key}_std', found: {_data.layer_names(adata)}): "
+        f"no standard deviations in adata.layers (expected 'std' and '{key}_std', found: {_data.layer_names(adata)}): "
         "pass the output of sthisto.tl.upsample, run sthisto.tl.predict(adata) first, or pass key=."
     )

@@ -1,4 +1,4 @@
-"""Learn expression from tissue, predict it at the spots and on dense grids, and keep what was learnt."""
+"""Fit models of expression, predict at the spots and on dense grids, and save fitted models."""
 
 from sthisto.tl._domains import spatial_domains
 from sthisto.tl._evaluate import evaluate

@@ -83,10 +83,10 @@ def test_genes(
     fit = _data.read_fit(adata, key)
     data = fitted_training_sections(adata, fit, image)
     sections = [model_section(each, restore(fit)) for each in data.values()]
-    looks = sections
+    described = sections
     if features_key is not None or not fit.features_key:
         read = _data.with_features(adata, data, features_key or "X_histo")
-        looks = [replace(s, features=each.features) for s, each in zip(sections, read.values(), strict=True)]
+        described = [replace(s, features=each.features) for s, each in zip(sections, read.values(), strict=True)]
     folds = folds_of(sections, random_state, MODELS[fit.model].min_spots)
 
     def refit(parts: Sequence[Section]) -> Model:
@@ -94,7 +94,9 @@ def test_genes(
         model.fit(parts, random_state=fit.random_state, device="", progress=False)
         return model
 
-    _data.write_gene_test(adata, key, fit.genes, judge(sections, looks, folds, again=refit, random_state=random_state))
+    _data.write_gene_test(
+        adata, key, fit.genes, run_test(sections, described, folds, again=refit, random_state=random_state)
+    )
 
 
 def folds_of(sections: Sequence[Section], random_state: int, least: int) -> list[NDArray[np.int64]]:
@@ -111,8 +113,8 @@ def folds_of(sections: Sequence[Section], random_state: int, least: int) -> list
         _, member, size = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
         if len(size) < 2:
             raise ValueError(
-                f"section {section.name!r} with {len(section)} spots lies in one block of {BLOCK:g} pitches: too small "
-                "to tell how well its genes are told from elsewhere. They cannot be tested."
+                f"section {section.name!r} with {len(section)} spots is within one block of {BLOCK:g} pitches: too small "
+                "to hold out blocks, so its genes cannot be tested."
             )
         dealt = np.empty(len(size), dtype=np.int64)
         dealt[np.argsort(-size - random.uniform(size=len(size)))] = np.arange(len(size)) % FOLDS
@@ -123,9 +125,9 @@ def folds_of(sections: Sequence[Section], random_state: int, least: int) -> list
     return folds
 
 
-def judge(
+def run_test(
     sections: Sequence[Section],
-    looks: Sequence[Section],
+    described: Sequence[Section],
     folds: Sequence[NDArray[np.int64]],
     *,
     again: Callable[[Sequence[Section]], Model],
@@ -137,12 +139,12 @@ def judge(
     ----------
     sections
         Training spots with expression.
-    looks
+    described
         The same with features, which the model need not read.
     folds
         Of :func:`folds_of`.
     again
-        Fits another model like the one to judge.
+        Fits another model with the same settings.
     random_state
         Of the surrogates.
     """
@@ -152,7 +154,7 @@ def judge(
         measured = expression_of(section)
         r.append(_pearson(measured, predicted))
         by_fold += [_pearson(measured[fold == each], predicted[fold == each]) for each in np.unique(fold)]
-    p = p_values(_followed(look, fold, random_state) for look, fold in zip(looks, folds, strict=True))
+    p = p_values(_surrogate_test(each, fold, random_state) for each, fold in zip(described, folds, strict=True))
     return {
         "pearson": _mean(np.array(r)),
         "pearson_std": np.sqrt(_mean((np.array(by_fold) - _mean(np.array(by_fold))) ** 2)),
@@ -176,10 +178,10 @@ def _held_back(
     return held_back
 
 
-def _followed(look: Section, fold: NDArray[np.int64], random_state: int) -> SurrogateTest:
+def _surrogate_test(section: Section, fold: NDArray[np.int64], random_state: int) -> SurrogateTest:
     """Compare the genes of one section with surrogates, on some of its spots where there are many."""
-    rows = np.sort(np.random.default_rng(random_state).permutation(len(look))[:MOST_SPOTS])
-    part = look.keep(rows)
+    rows = np.sort(np.random.default_rng(random_state).permutation(len(section))[:MOST_SPOTS])
+    part = section.keep(rows)
     return SurrogateTest.of(part.xy, features_of(part), expression_of(part), fold[rows], random_state=random_state)
 
 

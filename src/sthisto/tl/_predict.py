@@ -59,7 +59,7 @@ def predict(
     ``layers[f"{key}_low"]``, ``layers[f"{key}_high"]`` : the bounds, with ``interval``
 
     ``obs[f"{key}_extrapolated"]`` : whether a spot is outside the training domain: further from training spots than
-    predictions were tested at, or with image features unlike theirs
+    predictions were tested at, or with image features dissimilar to theirs
 
     With ``reference`` an AnnData of its genes: ``X`` the prediction, ``layers["std"]``, ``layers["low"]``,
     ``layers["high"]``, ``obs["extrapolated"]``.

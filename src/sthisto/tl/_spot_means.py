@@ -1,4 +1,4 @@
-"""Dense values that average, inside every spot's footprint, to what the model says of the spot.
+"""Dense values that average, inside every spot's footprint, to the prediction at the spot.
 
 A spot measures the mean over its disc, a model predicts at its centre: where expression bends, the two differ. What is
 missing r of each footprint is spread over the points around, near ones taking more, and again until nothing is missing:
@@ -28,13 +28,13 @@ Floats = NDArray[np.float64]
 def match_spot_means(
     values: NDArray[np.float32],
     points: Floats,
-    believed: NDArray[np.float32],
+    at_spots: NDArray[np.float32],
     spots: Floats,
     *,
     pitch: float,
     diameter: float,
 ) -> NDArray[np.float32]:
-    """Correct dense values so that footprints average to what is believed of their spots.
+    """Correct dense values so that footprints average to the predictions at their spots.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def match_spot_means(
         (m, g) non-negative, at the points.
     points
         (m, 2) pixels.
-    believed
+    at_spots
         (n, g) non-negative, of the spots.
     spots
         (n, 2) pixels.
@@ -68,7 +68,7 @@ def match_spot_means(
     made = np.empty_like(values)
     for start in range(0, values.shape[1], GENES):
         columns = slice(start, start + GENES)
-        made[:, columns] = _corrected(values[:, columns].astype(np.float64), believed[held, columns], mean, share)
+        made[:, columns] = _corrected(values[:, columns].astype(np.float64), at_spots[held, columns], mean, share)
     return made
 
 
