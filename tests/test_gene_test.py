@@ -230,7 +230,7 @@ def test_predictions_are_of_spots_that_were_not_learnt_from():
     values, look = random.uniform(size=(400, 3)).astype(np.float32), random.normal(size=(400, 4)).astype(np.float32)
     section = Section(name="a", xy=lattice(20), expression=values, features=look)
     folds = _gene_test.folds_of([section], 0, 20)
-    columns = _gene_test.judge([section], [section], folds, again=again, random_state=0)
+    columns = _gene_test.run_test([section], [section], folds, again=again, random_state=0)
     assert len(seen) == 5
     assert_allclose(columns["pcc_heldout"], 1)
     assert_allclose(columns["pcc_heldout_std"], 0, atol=1e-6)

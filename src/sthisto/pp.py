@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthisto import _data
-from sthisto._data import FeatureMetadata, SectionImage
+from sthisto._data import FeatureMetadata
 from sthisto.encoders import Encoder, has_tokens, load, read_features, record
 from sthisto.encoders._encode import encode, no_tokens
 from sthisto.images import Image
@@ -128,7 +128,7 @@ def extract_features(
     features = np.empty((adata.n_obs, dim), dtype=np.float32)
     described = []
     for number, section in enumerate(_data.read_sections(adata, library_key).values()):
-        opened = SectionImage.open(adata, section, image, mpp=mpp, pitch_um=pitch_um)
+        opened = _data.open_section_image(adata, section, image, mpp=mpp, pitch_um=pitch_um)
         _refuse_larger(side_um, opened.mpp, opened.image)
         features[section.rows] = encode(
             opened.image,

@@ -6,7 +6,6 @@ as it was. State is data: strings, numbers, arrays and one safetensors blob, whi
 """
 
 from sthisto._data._features import (
-    FeatureMetadata,
     add_metadata,
     compare_settings,
     need_metadata,
@@ -15,7 +14,13 @@ from sthisto._data._features import (
     write_features,
 )
 from sthisto._data._fit_record import Fit, load_fit, pack, plain_params, read_fit, save_fit, unpack, write_fit
-from sthisto._data._images import SectionImage, spot_diameter, stored_image
+from sthisto._data._images import (
+    open_feature_image,
+    open_fit_image,
+    open_section_image,
+    spot_diameter,
+    stored_image,
+)
 from sthisto._data._results import (
     GridPoints,
     empty_object,
@@ -28,7 +33,9 @@ from sthisto._data._results import (
 from sthisto._data._scale import factor_of, factors_of, resolve_scale, scale_sources
 from sthisto._data._section import (
     UNFITTED,
+    FeatureMetadata,
     SectionData,
+    SectionImage,
     read_fitted_sections,
     read_sections,
     read_stained_sections,
@@ -84,6 +91,9 @@ __all__ = [
     "load_fit",
     "need_metadata",
     "new_object",
+    "open_feature_image",
+    "open_fit_image",
+    "open_section_image",
     "pack",
     "plain_params",
     "points_obs",

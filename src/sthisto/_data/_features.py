@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,54 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from sthisto._data._images import SectionImage, write_images
-from sthisto._data._section import SectionData
+from sthisto._data._images import small_image, write_images
+from sthisto._data._section import HEAVY, FeatureMetadata, SectionData, SectionImage
 from sthisto._data._store import features, records, write, write_record
 from sthisto._messages import listed, warn
-
-HEAVY = ("weights", "weights_sha256")  # of an encoder's record, kept in uns alone
-
-
-@dataclass(frozen=True)
-class FeatureMetadata:
-    """How the features of one section were made.
-
-    Attributes
-    ----------
-    encoder
-        As ``encoders.restore`` takes it: name, provenance, perhaps weights.
-    patch_um, window_um
-        Sides of the patch, and of the window over which tokens are averaged (None: a patch for each point).
-    mpp
-        Micrometers per full-resolution pixel.
-    image
-        Path as it was given, "uns:hires", or "" for an array.
-    """
-
-    encoder: Mapping[str, Any]
-    patch_um: float
-    mpp: float
-    image: str
-    window_um: float | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """What has to be equal for two sets of features to compare."""
-        provenance = {
-            key: value
-            for key, value in _plain(self.encoder.get("provenance", {})).items()
-            if key in ("sha256", "repo_id", "pooling", "precision")
-        }
-        return {
-            "encoder": str(self.encoder["encoder"]),
-            "patch_um": round(float(self.patch_um), 3),
-            "window_um": 0.0 if self.window_um is None else round(float(self.window_um), 3),
-            **provenance,
-        }
-
-    def text(self) -> str:
-        """As JSON, without weights."""
-        encoder = {key: value for key, value in _plain(self.encoder).items() if key not in HEAVY}
-        return json.dumps({**vars(self), "encoder": encoder}, sort_keys=True, default=_plain_value)
 
 
 def read_metadata(adata: AnnData, key: str, section: SectionData, *, alone: bool) -> FeatureMetadata | None:
@@ -176,7 +132,7 @@ def write_features(
     sections: Sequence[SectionData],
 ) -> None:
     """Put features into ``obsm``, how they were made into ``obs`` and ``uns``, and small images where none are."""
-    images = {each.name: _image_of(each).small(adata, each) for each in sections}
+    images = {each.name: small_image(adata, each, _image_of(each)) for each in sections}
     settings = np.empty(adata.n_obs, dtype=object)
     for each in sections:
         settings[each.rows] = need_metadata(each, key).text()
@@ -223,14 +179,3 @@ def _warn_lost(key: str, names: Sequence[str]) -> None:
         f"the record of obsm[{key!r}] is missing for section {listed(names)}, as after a concatenation that dropped "
         "it: whether its features compare with the others is unknown."
     )
-
-
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): _plain(value) if isinstance(value, Mapping) else value for key, value in record.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    """Turn numpy's arrays and numbers into what JSON has."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be recorded")

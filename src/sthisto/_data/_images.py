@@ -1,23 +1,19 @@
 """Stained images of sections, opened once a call, and the scale that they are taken at."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
+from sthisto._data._fit_record import Fit
 from sthisto._data._scale import factor_of, factors_of, resolve_scale
-from sthisto._data._section import SectionData, spatial_entries
+from sthisto._data._section import SectionData, SectionImage, spatial_entries
 from sthisto._data._store import COORDINATES
 from sthisto._messages import listed, warn
-from sthisto.images import Image, check_scale, check_tissue, is_blank, open_image, sample_patches
-
-if TYPE_CHECKING:
-    from sthisto._data._fit_record import Fit
+from sthisto.images import Image, check_scale, check_tissue, is_blank, open_image
 
 IMAGES = ("fullres", "hires", "lowres")  # names in uns["spatial"], the sharpest first
 ELEMENT = "sdata:"  # prefix of the path of an image that is an element of a SpatialData
@@ -27,88 +23,65 @@ FACTOR_ROUNDING = 0.002  # of a scale factor, as an image has whole pixels
 logger = logging.getLogger("sthisto")
 
 
-@dataclass(frozen=True)
-class SectionImage:
-    """The stained image of one section.
+def open_section_image(
+    adata: AnnData,
+    section: SectionData,
+    image: Any = None,
+    *,
+    mpp: float | None = None,
+    pitch_um: float | None = None,
+) -> SectionImage:
+    """Open the image that was given, else the sharpest in ``uns["spatial"]``, and check it against the spots."""
+    opened, path = _find(adata, section.name, image)
+    check_scale(opened, section.xy)
+    mpp = resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um)
+    doubt = check_tissue(opened, section.xy[section.in_tissue], mpp)
+    if doubt:
+        warn(f"section {section.name!r}: {doubt}")
+    return SectionImage(opened, mpp, path)
 
-    Attributes
-    ----------
-    image
-        The pixels, with their scale to full resolution.
-    mpp
-        Micrometers per full-resolution pixel.
-    path
-        As it was given, "uns:hires", or "" for an array.
-    """
 
-    image: Image
-    mpp: float
-    path: str
+def open_feature_image(adata: AnnData, section: SectionData, image: Any = None) -> SectionImage:
+    """Open the image that the section's features were taken from, or the one given, at the features' scale."""
+    metadata = section.metadata
+    if metadata is None:
+        return open_section_image(adata, section, image)
+    return _reopened(adata, section, metadata.image, metadata.mpp, image)
 
-    @classmethod
-    def open(
-        cls,
-        adata: AnnData,
-        section: SectionData,
-        image: Any = None,
-        *,
-        mpp: float | None = None,
-        pitch_um: float | None = None,
-    ) -> "SectionImage":
-        """Open the image that was given, else the sharpest in ``uns["spatial"]``, and check it against the spots."""
+
+def open_fit_image(adata: AnnData, section: SectionData, fit: Fit, image: Any = None) -> SectionImage:
+    """Open the image that the section was fitted on, or that of one that was not fitted."""
+    if section.model_key not in fit.sections:
+        return open_feature_image(adata, section, image)
+    at = list(fit.sections).index(section.model_key)
+    return _reopened(adata, section, str(fit.image_paths[at]), float(fit.image_mpp[at]), image)
+
+
+def _reopened(adata: AnnData, section: SectionData, path: str, mpp: float, image: Any) -> SectionImage:
+    """Open an image of known path and scale again, or another one in its place."""
+    if image is None:
+        opened = _recorded(adata, section.name, path)
+    else:
         opened, path = _find(adata, section.name, image)
-        check_scale(opened, section.xy)
-        mpp = resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um)
-        doubt = check_tissue(opened, section.xy, mpp)
-        if doubt:
-            warn(f"section {section.name!r}: {doubt}")
-        return cls(opened, mpp, path)
+    check_scale(opened, section.xy)
+    return SectionImage(opened, mpp, path)
 
-    @classmethod
-    def of_features(cls, adata: AnnData, section: SectionData, image: Any = None) -> "SectionImage":
-        """Open the image that the section's features were taken from, or the one given, at the features' scale."""
-        metadata = section.metadata
-        if metadata is None:
-            return cls.open(adata, section, image)
-        return cls.reopen(adata, section, metadata.image, metadata.mpp, image)
 
-    @classmethod
-    def of_fit(cls, adata: AnnData, section: SectionData, fit: "Fit", image: Any = None) -> "SectionImage":
-        """Open the image that the section was fitted on, or that of one that was not fitted."""
-        if section.model_key not in fit.sections:
-            return cls.of_features(adata, section, image)
-        at = list(fit.sections).index(section.model_key)
-        return cls.reopen(adata, section, str(fit.image_paths[at]), float(fit.image_mpp[at]), image)
-
-    @classmethod
-    def reopen(cls, adata: AnnData, section: SectionData, path: str, mpp: float, image: Any = None) -> "SectionImage":
-        """Open an image of known path and scale again, or another one in its place."""
-        if image is None:
-            opened = _recorded(adata, section.name, path)
-        else:
-            opened, path = _find(adata, section.name, image)
-        check_scale(opened, section.xy)
-        return cls(opened, mpp, path)
-
-    def patches(self, xy: NDArray[np.float64], model: Any) -> Callable[[NDArray[np.intp]], NDArray[np.uint8]]:
-        """Patches of the model's size around rows of xy (m, 2)."""
-        return lambda rows: sample_patches(self.image, xy[rows], model.patch_um / self.mpp, model.input_size)
-
-    def small(self, adata: AnnData, section: SectionData) -> dict[str, dict[str, Any]]:
-        """Give what ``uns["spatial"]`` lacks for scanpy and squidpy to draw the section: nothing where it has hires."""
-        stored, factors = _stored_images(adata, section.name), factors_of(adata, section.name)
-        if "hires" in stored or self.image.source.startswith(ELEMENT):  # an element is drawn from where it is
-            return {}
-        given = factor_of(factors, "tissue_hires_scalef")
-        side = THUMBNAIL if given is None else max(1, round(max(self.image.shape) * given))
-        if side > 2 * THUMBNAIL:  # a factor that was given stays as it is, so there is no small image for it
-            return {}
-        pixels, factor = self.image.thumbnail(side)
-        added = {"tissue_hires_scalef": factor} if given is None else {}
-        if factor_of(factors, "spot_diameter_fullres") is None and np.isfinite(section.pitch):
-            added["spot_diameter_fullres"] = VISIUM_SPOT * section.pitch
-        fits = given is None or abs(factor / given - 1) < FACTOR_ROUNDING
-        return {"images": {"hires": pixels} if fits else {}, "scalefactors": added}
+def small_image(adata: AnnData, section: SectionData, opened: SectionImage) -> dict[str, dict[str, Any]]:
+    """Give what ``uns["spatial"]`` lacks for scanpy and squidpy to draw the section: nothing where it has hires."""
+    stored, factors = _stored_images(adata, section.name), factors_of(adata, section.name)
+    if "hires" in stored or opened.image.source.startswith(ELEMENT):  # an element is drawn from where it is
+        return {}
+    given = factor_of(factors, "tissue_hires_scalef")
+    side = THUMBNAIL if given is None else max(1, round(max(opened.image.shape) * given))
+    if side > 2 * THUMBNAIL:  # a factor that was given stays as it is, so there is no small image for it
+        return {}
+    pixels, factor = opened.image.thumbnail(side)
+    added = {"tissue_hires_scalef": factor} if given is None else {}
+    if factor_of(factors, "spot_diameter_fullres") is None and np.isfinite(section.pitch):
+        added["spot_diameter_fullres"] = VISIUM_SPOT * section.pitch
+    fits = given is None or abs(factor / given - 1) < FACTOR_ROUNDING
+    return {"images": {"hires": pixels} if fits else {}, "scalefactors": added}
 
 
 def spot_diameter(adata: AnnData, section: SectionData) -> float:

@@ -1,8 +1,9 @@
 """One record of a tissue section: where its spots are, at which scale, and what is known of them."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,17 +11,80 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from sthisto import grids
+from sthisto._data._fit_record import Fit
 from sthisto._data._store import ARRAY, COORDINATES, coordinates, tissue_rows
 from sthisto._messages import listed
+from sthisto.images import Image, sample_patches
 
-if TYPE_CHECKING:
-    from sthisto._data._features import FeatureMetadata
-    from sthisto._data._fit_record import Fit
-    from sthisto._data._images import SectionImage
-
+HEAVY = ("weights", "weights_sha256")  # of an encoder's record, kept in uns alone
 SECTION = "section"  # the name of a section that nobody named
 UNFITTED = "a section that was only stained"  # the model's key for the sections of another object
 DOUBLED = 0.05  # share of spots on sites that hold another one; single real sections have none
+
+
+@dataclass(frozen=True)
+class FeatureMetadata:
+    """How the features of one section were made.
+
+    Attributes
+    ----------
+    encoder
+        As ``encoders.restore`` takes it: name, provenance, perhaps weights.
+    patch_um, window_um
+        Sides of the patch, and of the window over which tokens are averaged (None: a patch for each point).
+    mpp
+        Micrometers per full-resolution pixel.
+    image
+        Path as it was given, "uns:hires", or "" for an array.
+    """
+
+    encoder: Mapping[str, Any]
+    patch_um: float
+    mpp: float
+    image: str
+    window_um: float | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be equal for two sets of features to compare."""
+        provenance = {
+            key: value
+            for key, value in _plain(self.encoder.get("provenance", {})).items()
+            if key in ("sha256", "repo_id", "pooling", "precision")
+        }
+        return {
+            "encoder": str(self.encoder["encoder"]),
+            "patch_um": round(float(self.patch_um), 3),
+            "window_um": 0.0 if self.window_um is None else round(float(self.window_um), 3),
+            **provenance,
+        }
+
+    def text(self) -> str:
+        """As JSON, without weights."""
+        encoder = {key: value for key, value in _plain(self.encoder).items() if key not in HEAVY}
+        return json.dumps({**vars(self), "encoder": encoder}, sort_keys=True, default=_plain_value)
+
+
+@dataclass(frozen=True)
+class SectionImage:
+    """The stained image of one section.
+
+    Attributes
+    ----------
+    image
+        The pixels, with their scale to full resolution.
+    mpp
+        Micrometers per full-resolution pixel.
+    path
+        As it was given, "uns:hires", or "" for an array.
+    """
+
+    image: Image
+    mpp: float
+    path: str
+
+    def patches(self, xy: NDArray[np.float64], model: Any) -> Callable[[NDArray[np.intp]], NDArray[np.uint8]]:
+        """Patches of the model's size around rows of xy (m, 2)."""
+        return lambda rows: sample_patches(self.image, xy[rows], model.patch_um / self.mpp, model.input_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +123,9 @@ class SectionData:
     array: str
     in_tissue: NDArray[np.bool_]
     features: NDArray[np.float32] | None = None
-    metadata: "FeatureMetadata | None" = None
+    metadata: FeatureMetadata | None = None
     expression: NDArray[np.float32] | None = None
-    image: "SectionImage | None" = None
+    image: SectionImage | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,11 +136,6 @@ class SectionData:
         if self.metadata is not None:
             return self.metadata.mpp
         return self.image.mpp if self.image is not None else None
-
-    @property
-    def patches(self) -> "Callable[[NDArray[np.float64], Any], Any] | None":
-        """Cuts patches around points (m, 2) for a model; None where no image was opened."""
-        return self.image.patches if self.image is not None else None
 
     def keep(self, kept: NDArray[np.bool_]) -> "SectionData":
         """Only the spots that a mask (n,) keeps; the pitch stays that of the whole section."""
@@ -147,7 +206,7 @@ def read_stained_sections(adata: AnnData, library_key: str | None) -> dict[str, 
     return {name: replace(each, model_key=UNFITTED) for name, each in read_sections(adata, library_key).items()}
 
 
-def read_fitted_sections(adata: AnnData, fit: "Fit") -> dict[str, SectionData]:
+def read_fitted_sections(adata: AnnData, fit: Fit) -> dict[str, SectionData]:
     """Read each section in the unit of length that the fit was made in.
 
     Refuses an object that the fit does not belong to. Sections of a fitted object that had no training spots pass:
@@ -212,7 +271,7 @@ def _refuse_doubled(doubled: float, what: str) -> None:
         )
 
 
-def _refuse_other_spots(fit: "Fit", name: str, spots: NDArray[np.str_], xy: NDArray[np.float64], pitch: float) -> None:
+def _refuse_other_spots(fit: Fit, name: str, spots: NDArray[np.str_], xy: NDArray[np.float64], pitch: float) -> None:
     """Refuse a fit that was copied to another object: it would predict from the wrong neighbors."""
     row = pd.Index(fit.spots).get_indexer(pd.Index(spots))
     shared = row >= 0
@@ -238,3 +297,14 @@ def _only_section(adata: AnnData) -> str:
             "objects from uns."
         )
     return names[0] if names else SECTION
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): _plain(value) if isinstance(value, Mapping) else value for key, value in record.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    """Turn numpy's arrays and numbers into what JSON has."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be recorded")

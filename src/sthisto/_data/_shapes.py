@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sthisto._data._elements import Floats, Region
-    from sthisto._data._spatialdata import TableView
 
     Part = tuple[Region, NDArray[np.intp]]  # a region and its rows of the map
 
@@ -24,7 +23,7 @@ TABLE, REGION_KEY, INSTANCE_KEY = "dense", "shapes", "point"
 SQUARE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 
 
-def dense_spatialdata(table: "TableView", dense: AnnData, grid: Any) -> Any:
+def dense_spatialdata(table: Any, dense: AnnData, grid: Any) -> Any:
     """Make a SpatialData of a dense map: where the measured shapes are, in their coordinates, with their image.
 
     A table that was named as the grid lends its own shapes.
@@ -55,7 +54,7 @@ def rasterized(sdata: Any, genes: list[str]) -> dict[str, Any]:
     return images
 
 
-def _parts(table: "TableView", dense: AnnData) -> "Iterator[Part]":
+def _parts(table: Any, dense: AnnData) -> "Iterator[Part]":
     """Yield each region with its rows of the map."""
     if len(table.regions) == 1:
         yield next(iter(table.regions.values())), np.arange(dense.n_obs)
@@ -66,7 +65,7 @@ def _parts(table: "TableView", dense: AnnData) -> "Iterator[Part]":
             yield region, np.flatnonzero(names == name)
 
 
-def _lent(table: "TableView", dense: AnnData, grid: str) -> dict[str, Any]:
+def _lent(table: Any, dense: AnnData, grid: str) -> dict[str, Any]:
     """Give the shapes of the table that was the grid, and name the points as its rows."""
     region, finer = table.points_of(grid)
     dense.obs_names = finer.obs_names[region.rows]

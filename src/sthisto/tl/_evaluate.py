@@ -143,7 +143,7 @@ def evaluate(  # noqa: PLR0913  options of an experiment, all with defaults
     places = {name: each.keep(tissue[each.rows]) for name, each in places.items()}
     measured = _measured(adata, places.values(), layer, counts_layer, genes)
     seeing = [name for name, own in settings.items() if reads_pixels(name, build(name, own))]
-    pixels = [SectionImage.of_features(adata, place, image) for place in places.values() if seeing]
+    pixels = [_data.open_feature_image(adata, place, image) for place in places.values() if seeing]
     hidings = [
         (
             name,

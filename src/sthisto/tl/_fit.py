@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthisto import _data
-from sthisto._data import SectionImage
 from sthisto.models import MODELS, Model, Section, build, reads_pixels
 from sthisto.tl._sections import model_section, training_sections
 from sthisto.tl._uncertainty import UncertaintyModel
@@ -118,7 +117,7 @@ def fit(
     _refuse_few(sections, model, spec.min_spots)
     if reads_pixels(model, built):
         sections = {
-            name: replace(each, image=SectionImage.of_features(adata, each, image)) for name, each in sections.items()
+            name: replace(each, image=_data.open_feature_image(adata, each, image)) for name, each in sections.items()
         }
     training = [model_section(each, built) for each in sections.values()]
     seed, where = int(random_state), device or ""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto import _data, models
-from sthisto._data import Fit, SectionData, SectionImage
+from sthisto._data import Fit, SectionData
 from sthisto.models import FeatureStatistics, Model, Section
 
 if TYPE_CHECKING:
@@ -92,4 +92,4 @@ def read_inputs(
         _data.compare_settings(fit.feature_settings, each)
     if not models.reads_pixels(fit.model, model):
         return read
-    return {name: replace(each, image=SectionImage.of_fit(adata, each, fit, image)) for name, each in read.items()}
+    return {name: replace(each, image=_data.open_fit_image(adata, each, fit, image)) for name, each in read.items()}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sthisto import _data, encoders, grids
-from sthisto._data import GridPoints, SectionData, SectionImage
+from sthisto._data import GridPoints, SectionData
 from sthisto.encoders._encode import encode
 from sthisto.images import check_scale
 from sthisto.models import Model
@@ -209,7 +209,7 @@ def _extracted(
     for name, each in points.items():
         section, metadata = sections[name], _data.need_metadata(sections[name], key)
         loaded = encoders.restore(metadata.encoder) if loaded is None else loaded
-        opened = section.image or SectionImage.of_features(adata, section, image)
+        opened = section.image or _data.open_feature_image(adata, section, image)
         if each.index is None:  # a lattice may extend over the image's border, the spots it was fitted to may not
             check_scale(opened.image, each.xy)
         side, window = metadata.patch_um / metadata.mpp, metadata.window_um
