@@ -7,7 +7,6 @@ from typing import NoReturn
 from sthisto import __version__
 from sthisto.cli._batch import run_batch
 from sthisto.cli._commands import run_evaluate, run_features, run_fit, run_upsample
-from sthisto.cli._completion import SHELLS, run_completion
 from sthisto.cli._demo import run_demo
 from sthisto.cli._job import FEATURES, MODEL
 from sthisto.cli._sheet import SECTION
@@ -16,6 +15,9 @@ from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
 
 EVALUATED = ("attention", "gp", "ridge", "idw")
+
+
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,3 +230,34 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1, 2, 3 ...")
     return number
+
+
+# --- completion by the shell ------------------------------------------------------------------------------------------
+
+
+def run_completion(job: Job) -> tuple[dict[str, Any], str]:
+    """Give the script that a shell evaluates to complete what is typed after ``sthisto``."""
+    text = script(parser(), job.args.shell)
+    return {"shell": job.args.shell, "script": text}, text
+
+
+def script(whole: argparse.ArgumentParser, shell: str) -> str:
+    """Give the script of a parser; options that take a file complete files."""
+    import shtab  # noqa: PLC0415  only here
+
+    for action in _actions(whole):
+        if action.metavar == "DIR":
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        elif action.type is Path or action.metavar == "FILE":
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(whole, shell=shell))
+
+
+def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Those of a parser and of its commands."""
+    found = []
+    for action in parser._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            found.extend(each for command in action.choices.values() for each in _actions(command))
+    return found
