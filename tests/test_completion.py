@@ -7,8 +7,7 @@ import subprocess
 import pytest
 
 from sthisto.cli import main
-from sthisto.cli._options import SHELLS, script
-from sthisto.cli._options import parser
+from sthisto.cli._options import SHELLS, parser, script
 
 ASK = """
 source "$1"

@@ -2,13 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sthisto import __version__
 from sthisto.cli._batch import run_batch
 from sthisto.cli._commands import run_evaluate, run_features, run_fit, run_upsample
 from sthisto.cli._demo import run_demo
-from sthisto.cli._job import FEATURES, MODEL
+from sthisto.cli._job import FEATURES, MODEL, Job
 from sthisto.cli._sheet import SECTION
 from sthisto.cli._steps import N_GENES
 from sthisto.encoders import ENCODERS
