@@ -621,7 +621,8 @@ def test_a_record_of_the_hub_asks_for_its_commit(file, tiny, monkeypatch):
         return encoders._weights.from_disk(file)
 
     monkeypatch.setattr("sthisto.encoders._sources.from_hub", from_hub)
-    assert encoders.restore(made).dim == 64
+    with pytest.warns(UserWarning, match="repository 'lab/tiny' of the Hub"):
+        assert encoders.restore(made).dim == 64
     assert asked == [("lab/tiny", "abc")]
 
 
