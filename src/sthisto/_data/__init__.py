@@ -21,6 +21,7 @@ from sthisto._data._images import (
     spot_diameter,
     stored_image,
 )
+from sthisto._data._report import expression_finding, record_findings, section_findings
 from sthisto._data._results import (
     GridPoints,
     empty_object,
@@ -78,6 +79,7 @@ __all__ = [
     "coordinates",
     "empty_object",
     "expression",
+    "expression_finding",
     "factor_of",
     "factors_of",
     "features",
@@ -103,10 +105,12 @@ __all__ = [
     "read_metadata",
     "read_sections",
     "read_stained_sections",
+    "record_findings",
     "records",
     "resolve_scale",
     "save_fit",
     "scale_sources",
+    "section_findings",
     "section_rows",
     "spatial_entries",
     "spot_diameter",

@@ -66,7 +66,7 @@ def with_features(adata: AnnData, sections: Mapping[str, SectionData], key: str)
     """
     with_metadata = add_metadata(adata, sections, key)
     read = {name: replace(each, features=features(adata, key, each.rows)) for name, each in with_metadata.items()}
-    _refuse_changed(adata, key)
+    refuse_changed(adata, key)
     described = {name: each.metadata for name, each in read.items() if each.metadata is not None}
     settings = {name: metadata.settings() for name, metadata in described.items()}
     if described and len(described) < len(read):
@@ -159,7 +159,8 @@ def row_checksums(values: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.array([zlib.crc32(row.tobytes()) for row in rows], dtype=np.int64)
 
 
-def _refuse_changed(adata: AnnData, key: str) -> None:
+def refuse_changed(adata: AnnData, key: str) -> None:
+    """Refuse features that were changed after extraction."""
     if f"{key}_checksum" not in adata.obs:
         return
     recorded = adata.obs[f"{key}_checksum"].to_numpy()

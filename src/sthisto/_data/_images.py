@@ -41,6 +41,11 @@ def open_section_image(
     return SectionImage(opened, mpp, path)
 
 
+def open_unchecked(adata: AnnData, name: str, image: Any = None) -> tuple[Image, str]:
+    """Open a section's image, and give its path, without comparing it with the spots."""
+    return _find(adata, name, image)
+
+
 def open_feature_image(adata: AnnData, section: SectionData, image: Any = None) -> SectionImage:
     """Open the image that the section's features were taken from, or the one given, at the features' scale."""
     metadata = section.metadata
