@@ -1,20 +1,17 @@
-"""How far a new measurement may lie from a prediction, learnt from predictions that were held back.
+"""Predictive uncertainty, calibrated on held-out predictions, and a test of which genes can be predicted.
 
-A model's own likelihood tells of its assumptions; what it missed on spots that it had not seen tells of its errors.
-:class:`MeanVarianceTrend` has the standard deviation by gene and level, :class:`DistanceInflation` how that grows
-away from measured spots and
-on unusual tissue, :class:`PredictiveDistribution` the whole distribution, which is not normal: most counts are
-0.
-:class:`Calibration` is the three together, :class:`NoveltyDetector` says how unusual a tissue looks. Plain arrays throughout.
-:class:`SurrogateTest` tells which genes the look of the tissue foretells better than patterns as smooth as theirs.
+A model's own likelihood reflects its assumptions; its residuals on held-out spots are its errors. :class:`Calibration`
+combines three parts: :class:`MeanVarianceTrend`, the standard deviation by gene and level; :class:`DistanceInflation`,
+its growth away from measured spots and on novel tissue; and :class:`PredictiveDistribution`, which is zero-inflated, as
+most counts are 0. :class:`NoveltyDetector` scores how far image features are from those of the training spots.
+:class:`SurrogateTest` compares genes with random patterns of the same spatial autocorrelation. All take plain arrays.
 """
 
 from sthisto.uncertainty._calibration import Calibration, Covariates, HeldOutPredictions, check_level
-from sthisto.uncertainty._distance import DistanceInflation
 from sthisto.uncertainty._distribution import PredictiveDistribution
 from sthisto.uncertainty._novelty import NoveltyDetector
 from sthisto.uncertainty._surrogates import SurrogateTest, p_values
-from sthisto.uncertainty._trend import MeanVarianceTrend
+from sthisto.uncertainty._variance import DistanceInflation, MeanVarianceTrend
 
 __all__ = [
     "Calibration",

@@ -1,11 +1,4 @@
-"""How unlike any training spot a piece of tissue looks.
-
-Features are standardised with their section's statistics, as models see them, and reduced to the leading principal
-components of the training spots; what counts is the mean distance to the nearest few of these. Unlike a distance to the
-mean it notices gaps between kinds of tissue, too. Training spots are looked up without themselves, which gives the
-yardstick: 1 is the usual distance, and a point further off than 99 of 100 training spots is called unusual (a
-conformal p-value below .01; Laxhammar and Falkman 2010, doi:10.1145/1833280.1833287).
-"""
+"""Novelty of image features: how far they are from those of the training spots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +10,9 @@ from scipy.spatial.distance import cdist
 from sthisto._statistics import FeatureStatistics, leading_components
 
 COMPONENTS = 20
-NEIGHBOURS = 5
-MOST_SPOTS = 2000  # looked up among; the cost of a dense map is this times its points
-USUAL = 0.99  # share of the training spots that are not unusual
+N_NEIGHBORS = 5
+MAX_SPOTS = 2000  # kept to compare with; the cost of a dense map is this times its points
+TYPICAL = 0.99  # share of the training spots that are not novel
 CHUNK = 1024
 
 Floats = NDArray[np.float64]
@@ -27,50 +20,71 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NoveltyDetector:
-    """The looks of the training spots.
+    """Novelty scores of image features by their distance to the nearest training spots.
+
+    Features are standardized with their section's statistics, as in the models, and projected on the leading principal
+    components of the training spots; the score is the mean distance to the nearest few of these, in units of its median
+    over training spots, each compared with the others. Unlike a distance to the mean, it also detects gaps between
+    types of tissue. A point is novel if its score exceeds those of 99 in 100 training spots (a conformal p-value below
+    .01; Laxhammar and Falkman 2010, doi:10.1145/1833280.1833287).
+
+    Attributes
+    ----------
+    mean, scale
+        (s, d) mean and inverse standard deviation of each section's features.
+    axes
+        (d, q) principal axes.
+    components
+        (k, q) projected features of training spots.
+    median_distance
+        Median distance of training spots to the others.
+    limit
+        Score above which a point is novel.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> known = NoveltyDetector.fit([rng.normal(size=(200, 3)).astype(np.float32)], random_state=0)
-    >>> unlike = known(np.array([[0, 0, 0], [30, 0, 0]], dtype=np.float32), section=0)
-    >>> known.unusual(unlike).tolist()
+    >>> detector = NoveltyDetector.fit([rng.normal(size=(200, 3)).astype(np.float32)], random_state=0)
+    >>> novelty = detector(np.array([[0, 0, 0], [30, 0, 0]], dtype=np.float32), section=0)
+    >>> detector.is_novel(novelty).tolist()
     [False, True]
     """
 
-    mean: Floats  # (s, d) of each section's features
-    scale: Floats  # (s, d) 1 / deviation; 0 where a feature is constant
-    axes: Floats  # (d, q)
-    looks: Floats  # (k, q) reduced features of training spots
-    usual: float  # median distance of training spots to the others
-    limit: float  # in units of that: what lies further is unusual
+    mean: Floats
+    scale: Floats
+    axes: Floats
+    components: Floats
+    median_distance: float
+    limit: float
 
     @classmethod
     def fit(cls, features: Sequence[NDArray[np.float32]], *, random_state: int) -> "NoveltyDetector":
-        """Take up the features (n, d) of the training spots, section by section."""
+        """Fit to the features (n, d) of the training spots, one array a section."""
         statistics, random = [FeatureStatistics.of(part) for part in features], np.random.default_rng(random_state)
-        most = -(-MOST_SPOTS // len(features))
-        parts = []
-        for part, of_section in zip(features, statistics, strict=True):
-            parts.append(of_section.standardize(part[np.sort(random.permutation(len(part))[:most])]))
-        standard = np.concatenate(parts)
+        most = -(-MAX_SPOTS // len(features))
+        standard = np.concatenate(
+            [
+                of_section.standardize(part[np.sort(random.permutation(len(part))[:most])])
+                for part, of_section in zip(features, statistics, strict=True)
+            ]
+        )
         axes = leading_components([standard], COMPONENTS)
-        looks = standard @ axes
-        distance = _distance(looks, looks, skip=1)
-        usual = float(np.median(distance)) or 1.0
-        limit = float(np.quantile(distance, USUAL, method="higher")) / usual
+        components = standard @ axes
+        distance = _distance(components, components, skip=1)
+        median = float(np.median(distance)) or 1.0
+        limit = float(np.quantile(distance, TYPICAL, method="higher")) / median
         means, scales = (np.array([getattr(each, name) for each in statistics]) for name in ("mean", "inverse_std"))
-        return cls(means, scales, axes, looks, usual, limit)
+        return cls(means, scales, axes, components, median, limit)
 
     def __call__(
         self,
         features: NDArray[np.float32],
         section: int,
         *,
-        seen: bool = False,
+        training: bool = False,
         statistics: FeatureStatistics | None = None,
     ) -> Floats:
-        """Give how unlike (m,) points look, 1 as usual.
+        """Novelty scores (m,), 1 where tissue is typical.
 
         Parameters
         ----------
@@ -78,8 +92,8 @@ class NoveltyDetector:
             (m, d).
         section
             Index of the fitted section that the points belong to; -1 for a section that was not fitted.
-        seen
-            They are training spots, to be looked up without themselves.
+        training
+            The points are training spots and are not compared with themselves.
         statistics
             Statistics of a section that was not fitted, from its own spots; ``None`` takes those of ``features``.
         """
@@ -87,33 +101,33 @@ class NoveltyDetector:
             statistics = FeatureStatistics(self.mean[section], self.scale[section])
         elif statistics is None:
             statistics = FeatureStatistics.of(features)
-        unlike = np.empty(len(features))
+        distance = np.empty(len(features))
         for start in range(0, len(features), CHUNK):
             rows = slice(start, start + CHUNK)
-            unlike[rows] = _distance(statistics.standardize(features[rows]) @ self.axes, self.looks, skip=int(seen))
-        return unlike / self.usual
+            projected = statistics.standardize(features[rows]) @ self.axes
+            distance[rows] = _distance(projected, self.components, skip=int(training))
+        return distance / self.median_distance
 
-    def unusual(self, unlike: Floats) -> NDArray[np.bool_]:
-        """Tell which points (m,) look less like the training spots than 99 of 100 of these like the others."""
-        return unlike > self.limit
+    def is_novel(self, novelty: Floats) -> NDArray[np.bool_]:
+        """Mask (m,) of the scores above the limit."""
+        return novelty > self.limit
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Give everything as named numeric arrays."""
-        return {f"familiar_{name}": np.asarray(value) for name, value in vars(self).items()}
+        """All attributes as named numeric arrays."""
+        return {f"novelty_{name}": np.asarray(value) for name, value in vars(self).items()}
 
     @classmethod
     def restore(cls, state: Mapping[str, NDArray[np.generic]]) -> "NoveltyDetector | None":
-        """Undo :meth:`state`; ``None`` where the model read no features."""
-        if "familiar_looks" not in state:
+        """Undo :meth:`state`; ``None`` where the model reads no features."""
+        if "novelty_components" not in state:
             return None
-        found = {name: np.asarray(state[f"familiar_{name}"], dtype=np.float64) for name in cls.__dataclass_fields__}
-        numbers = float(found["usual"]), float(found["limit"])
-        return cls(found["mean"], found["scale"], found["axes"], found["looks"], *numbers)
+        values = [np.asarray(state[f"novelty_{name}"], dtype=np.float64) for name in cls.__dataclass_fields__]
+        return cls(*values[:4], *map(float, values[4:]))
 
 
-def _distance(looks: Floats, known: Floats, skip: int) -> Floats:
-    """Mean distance (m,) to the nearest of the known looks, without the first ``skip``."""
-    last = min(skip + NEIGHBOURS, len(known)) - 1
-    near = np.sort(np.partition(cdist(looks, known), last, axis=1)[:, : last + 1], axis=1)[:, skip:]
+def _distance(points: Floats, training: Floats, skip: int) -> Floats:
+    """Mean distance (m,) to the nearest training spots, without the first ``skip``."""
+    last = min(skip + N_NEIGHBORS, len(training)) - 1
+    near = np.sort(np.partition(cdist(points, training), last, axis=1)[:, : last + 1], axis=1)[:, skip:]
     mean: Floats = near.mean(axis=1)
     return mean
