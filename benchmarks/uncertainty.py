@@ -1,4 +1,4 @@
-"""How far the stated uncertainty and the genes called predictable can be trusted, on real sections.
+"""How far the stated uncertainty and the genes called predictable can be relied on, on real sections.
 
     python benchmarks/uncertainty.py [--data DIR] [--models attention] [--sections B4 C2] [--seeds 3] [--parts spread
     genes]
@@ -29,8 +29,9 @@ from scipy.spatial import cKDTree
 from scipy.stats import false_discovery_control, spearmanr
 
 from sthisto import grids
-from sthisto.models import MODELS, Model, Section
-from sthisto.tl._gene_test import MOST_SPOTS, folds_of
+from sthisto._crossfit import block_folds, refit_of
+from sthisto.models import MODELS, Section
+from sthisto.tl._gene_test import MAX_SPOTS, N_FOLDS
 from sthisto.tl._uncertainty import UncertaintyModel
 from sthisto.uncertainty import SurrogateTest, p_values
 
@@ -46,33 +47,28 @@ def spread(tissue: Tissue, hidden: Rows, name: str, random_state: int) -> dict[s
     genes = tissue.genes(~hidden)
     training = tissue.section(~hidden, genes)
 
-    def again(parts: list[Section]) -> Model:
-        model = MODELS[name].load()()
-        model.fit(parts, random_state=random_state, device="cpu", progress=False)
-        return model
-
     model = MODELS[name].load()()
-    held_back = model.fit([training], random_state=random_state, device="cpu", progress=False)
+    held_out = model.fit([training], random_state=random_state, device="cpu", progress=False)
     spec = MODELS[name]
-    trust = UncertaintyModel.fit(
+    fitted = UncertaintyModel.fit(
         [training],
-        held_back,
+        held_out,
         with_features="features" in spec.inputs,
-        again=None if spec.iterative else again,
-        least=spec.min_spots,
+        refit=None if spec.iterative else refit_of(name, {}, random_state=random_state, device="cpu"),
+        min_spots=spec.min_spots,
         random_state=random_state,
     )
     points, truth = tissue.section(hidden), tissue.expression(hidden, genes)
-    mean, looked = np.maximum(model.predict(points), 0), trust.look(points)
-    less, up_to = trust.calibration.cumulative(truth, mean, looked)
+    mean, covariates = np.maximum(model.predict(points), 0), fitted.covariates(points)
+    less, up_to = fitted.calibration.cumulative(truth, mean, covariates)
     even = less + (up_to - less) * np.random.default_rng(random_state).uniform(size=less.shape)
     often = (training.expression > 0).mean(axis=0) > 0.5
     covered = {
         part: [100 * float((np.abs(even[:, chosen] - 0.5) < level / 2).mean()) for level in LEVELS]
         for part, chosen in (("all", often | True), ("often seen", often), ("rarer", ~often))
     }
-    low, high = trust.calibration.interval(mean, looked, 0.9)
-    std, error = trust.calibration.std(mean, looked), np.abs(truth - mean)
+    low, high = fitted.calibration.interval(mean, covariates, 0.9)
+    std, error = fitted.calibration.std(mean, covariates), np.abs(truth - mean)
     held = (low <= truth) & (truth <= high)
     varied = np.flatnonzero((np.ptp(error, axis=0) > 0) & (np.ptp(std, axis=0) > 0))
     ranks = [spearmanr(std[:, gene], error[:, gene]).statistic for gene in varied]
@@ -80,7 +76,7 @@ def spread(tissue: Tissue, hidden: Rows, name: str, random_state: int) -> dict[s
         "bounds": [100 * float(held.mean())],
         "width": [float((high - low).mean() / constant_width(truth, training.expression, float(held.mean())))],
         "std and error": [float(spearmanr(std, error, axis=None).statistic), float(np.mean(ranks))],
-        "extrapolated": [100 * float(trust.extrapolated(looked).mean())],
+        "extrapolated": [100 * float(fitted.extrapolated(covariates).mean())],
     }
 
 
@@ -98,8 +94,8 @@ def believed(tissue: Tissue, other: Tissue, random_state: int) -> dict[str, list
     whole = np.ones(len(tissue.xy), dtype=bool)
     section = tissue.section(whole, tissue.genes(whole))
     random = np.random.default_rng(random_state)
-    section = section.keep(np.sort(random.permutation(len(section))[:MOST_SPOTS]))
-    [fold] = folds_of([section], random_state, 20)
+    section = section.keep(np.sort(random.permutation(len(section))[:MAX_SPOTS]))
+    [fold] = block_folds([section], N_FOLDS, BLOCK, random_state=random_state, min_spots=20)
 
     def p(expression: NDArray[np.float32]) -> Floats:
         return p_values([SurrogateTest.of(section.xy, section.features, expression, fold, random_state=random_state)])

@@ -17,6 +17,7 @@ FLOORS = (
     {"_training"},
     {"encoders"},
     {"models", "domains", "_data"},
+    {"_crossfit"},
     {"evaluation"},
     {"pp", "tl", "pl", "datasets"},
     {"", "cli", "__main__"},  # "" is the package itself, whose version the command line tells

@@ -65,20 +65,20 @@ def test_it_grows_with_the_residuals(times, random_state):
     )
 
 
-def test_spots_that_were_not_held_back_do_not_count():
+def test_spots_that_were_not_held_out_do_not_count():
     mean, measured, _ = simulated(n=50)
-    held_back = mean.copy()
-    held_back[20:] = np.nan
-    some, alone = MeanVarianceTrend.fit(measured, held_back), MeanVarianceTrend.fit(measured[:20], mean[:20])
+    held_out = mean.copy()
+    held_out[20:] = np.nan
+    some, alone = MeanVarianceTrend.fit(measured, held_out), MeanVarianceTrend.fit(measured[:20], mean[:20])
     for name, value in alone.state().items():
         assert_array_equal(some.state()[name], value)
 
 
 @pytest.mark.parametrize("seen", [0, 1])
-def test_too_few_held_back_spots(seen):
+def test_too_few_held_out_spots(seen):
     mean, measured, _ = simulated(n=5)
     mean[seen:] = np.nan
-    with pytest.raises(ValueError, match=f"{seen} spots with a held-back prediction; the spread needs at least 2"):
+    with pytest.raises(ValueError, match=f"{seen} spots with a held-out prediction; a variance needs at least 2"):
         MeanVarianceTrend.fit(measured, mean)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sthisto import _data, pl, tl
+from sthisto import _data, grids, pl, tl
 from sthisto.datasets import synthetic
 from sthisto.models import MODELS, Section
 from sthisto.tl import _uncertainty
@@ -93,6 +93,7 @@ def test_points_of_unusual_look_are_extrapolated(fitted):
 def test_in_a_section_that_was_only_stained_the_look_alone_counts(sections):
     one, two = (sections[sections.obs["library"] == name].copy() for name in sections.obs["library"].unique())
     tl.fit(one, "ridge", library_key="library", **QUIET)
+    del two.obs["X_histo_checksum"]
     two.obsm["X_histo"][3] += 60 * two.obsm["X_histo"].std(axis=0)
     stained = tl.predict(two, reference=one, library_key="library")
     assert stained.obs["extrapolated"].iloc[3]
@@ -104,7 +105,7 @@ def test_models_that_read_no_features_have_no_look(section):
     tl.fit(section, "idw", **QUIET)
     tl.predict(section)
     assert not section.obs["sthisto_extrapolated"].any()
-    assert not any("familiar" in name for name in _uncertainty.UncertaintyModel.restore(_read(section)).state())
+    assert not any(name.startswith("novelty") for name in _uncertainty.UncertaintyModel.restore(_read(section)).state())
 
 
 def _read(adata):
@@ -130,35 +131,36 @@ def test_blocks_are_predicted_by_a_fit_that_has_not_seen_them():
 
     class Recorder:
         def predict(self, points):
+            assert points.expression is None
             self.points = points
-            return points.expression + 1
+            return section.expression[grids.nearest(points.xy, section.xy)[1][:, 0]] + 1
 
     recorder = Recorder()
-    held_back = _uncertainty._in_blocks(
+    held_out = _uncertainty._hold_out_blocks(
         [section], lambda parts: (handed.extend(parts), recorder)[1], 20, 0, with_features=False
     )
     [training] = handed
-    assert len(training) + len(recorder.points) == _uncertainty.MOST_SPOTS  # a bounded part of a large section
+    assert len(training) + len(recorder.points) == _uncertainty.MAX_SPOTS  # a bounded part of a large section
     assert not set(map(tuple, training.xy)) & set(map(tuple, recorder.points.xy))
-    assert isinstance(held_back, HeldOutPredictions)
-    assert_allclose(held_back.predicted - held_back.measured, 1, rtol=1e-6)
+    assert isinstance(held_out, HeldOutPredictions)
+    assert_allclose(held_out.predicted - held_out.measured, 1, rtol=1e-6)
     nearest = np.linalg.norm(recorder.points.xy[:, None] - training.xy[None], axis=2).min(axis=1)
-    assert_allclose(held_back.looked.distance, nearest)
-    assert held_back.looked.distance.max() > 1.5  # pitches: whole blocks, not spots among their neighbors
+    assert_allclose(held_out.covariates.distance, nearest)
+    assert held_out.covariates.distance.max() > 1.5  # pitches: whole blocks, not spots among their neighbors
 
 
 def test_sections_too_small_for_a_block_learn_nothing_of_distance():
     xy = np.random.default_rng(0).uniform(0, 3, (30, 2))
     tiny = Section(name="a", xy=xy, expression=np.ones((30, 2), np.float32))
     assert (
-        _uncertainty._in_blocks([tiny], lambda parts: pytest.fail("no block to hide"), 20, 0, with_features=False)
+        _uncertainty._hold_out_blocks([tiny], lambda parts: pytest.fail("no block to hide"), 20, 0, with_features=False)
         is None
     )
 
 
 def test_a_fit_of_an_earlier_version_is_refused(fitted, refuses):
     record = _read(fitted)
-    for name in [name for name in record.arrays if name.startswith(("trust", "reach", "outcomes"))]:
+    for name in [name for name in record.arrays if name.startswith(("calibration", "inflation", "distribution"))]:
         del record.arrays[name]
     _data.write_fit(fitted, "old", record)
     with refuses(fitted, ValueError, "fitted by an earlier sthisto, without calibrated uncertainty. Fit again"):

@@ -7,6 +7,6 @@ Lengths are in the units of ``xy``: pixels of the full-resolution image througho
 """
 
 from sthisto.grids._lattice import Lattice
-from sthisto.grids._spots import hold_out, nearest, spacing, within
+from sthisto.grids._spots import blocks, hold_out, nearest, spacing, within
 
-__all__ = ["Lattice", "hold_out", "nearest", "spacing", "within"]
+__all__ = ["Lattice", "blocks", "hold_out", "nearest", "spacing", "within"]

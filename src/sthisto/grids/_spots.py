@@ -161,14 +161,38 @@ def hold_out(
         )
     if block is None:
         return random.permutation(len(spots)) < round(fraction * len(spots))
-    cell = np.floor((spots - spots.min(axis=0)) / length(block, "block")).astype(np.int64)
-    names, member, size = np.unique(codes(cell), return_inverse=True, return_counts=True)
-    if len(names) < 2:
+    member, size = blocks(spots, length(block, "block"))
+    if len(size) < 2:
         width, height = np.ptp(spots, axis=0)
         raise ValueError(
             f"one block of side {block:g} holds all {len(spots)} spots, {width:g} wide and {height:g} high: choose "
             "smaller blocks."
         )
-    order = random.permutation(len(names))
+    order = random.permutation(len(size))
     missed = np.abs(np.cumsum(size[order])[:-1] - fraction * len(spots))
     return np.isin(member, order[: missed.argmin() + 1])
+
+
+def blocks(
+    xy: NDArray[np.float64], side: float, *, offset: NDArray[np.float64] | float = 0.0
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Number (n,) of the square block that each spot is in, and spots (k,) of each block.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) positions.
+    side
+        Side of the blocks in the units of ``xy``.
+    offset
+        (2,) by which the first block starts before the lowest coordinates.
+
+    Examples
+    --------
+    >>> member, size = blocks(np.array([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0]]), 5.0)
+    >>> member.tolist(), size.tolist()
+    ([0, 0, 1], [2, 1])
+    """
+    cell = np.floor((xy - xy.min(axis=0) + offset) / side).astype(np.int64)
+    _, member, size = np.unique(codes(cell), return_inverse=True, return_counts=True)
+    return member.ravel(), size

@@ -1,14 +1,15 @@
 """Fit a model of expression on tissue."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthisto import _data
-from sthisto.models import MODELS, Model, Section, build, reads_pixels
+from sthisto._crossfit import refit_of
+from sthisto.models import MODELS, build, reads_pixels
 from sthisto.tl._sections import model_section, training_sections
 from sthisto.tl._uncertainty import UncertaintyModel
 
@@ -121,19 +122,14 @@ def fit(
         }
     training = [model_section(each, built) for each in sections.values()]
     seed, where = int(random_state), device or ""
-    predicted = built.fit(training, random_state=seed, device=where, progress=True)
-
-    def refit(parts: Sequence[Section]) -> Model:
-        other = build(model, settings)
-        other.fit(parts, random_state=seed, device=where, progress=False)
-        return other
+    held_out = built.fit(training, random_state=seed, device=where, progress=True)
 
     uncertainty = UncertaintyModel.fit(
         training,
-        predicted,
+        held_out,
         with_features=reads_features,
-        again=None if spec.iterative else refit,
-        least=spec.min_spots,
+        refit=None if spec.iterative else refit_of(model, settings, random_state=seed, device=where),
+        min_spots=spec.min_spots,
         random_state=seed,
     )
     described = [each.metadata for each in sections.values() if reads_features and each.metadata is not None]

@@ -1,6 +1,6 @@
 """Test which genes can be predicted: block cross-validation against spatially autocorrelated surrogates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 
 from sthisto import _data
+from sthisto._crossfit import Refit, block_folds, predict_folds, refit_of
 from sthisto.evaluation import score
-from sthisto.models import MODELS, Model, Section, build
+from sthisto.models import MODELS, Section
 from sthisto.models._standardize import expression_of, features_of
 from sthisto.tl._sections import fitted_training_sections, model_section, restore
 from sthisto.uncertainty import SurrogateTest, p_values
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 BLOCK = 4.0  # pitches
-FOLDS = 5
-MOST_SPOTS = 1000  # of a section, for the p-values: their cost is cubic
+N_FOLDS = 5
+MAX_SPOTS = 1000  # of a section, for the p-values: their cost is cubic
 
 
 @_data.accepts_spatialdata(image="image", images_of="key")
@@ -80,6 +81,7 @@ def test_genes(
     >>> bool((adata.var["sthisto_qvalue"] < 0.05).any())
     True
     """
+    random_state = int(random_state)
     fit = _data.read_fit(adata, key)
     data = fitted_training_sections(adata, fit, image)
     sections = [model_section(each, restore(fit)) for each in data.values()]
@@ -87,100 +89,37 @@ def test_genes(
     if features_key is not None or not fit.features_key:
         read = _data.with_features(adata, data, features_key or "X_histo")
         described = [replace(s, features=each.features) for s, each in zip(sections, read.values(), strict=True)]
-    folds = folds_of(sections, random_state, MODELS[fit.model].min_spots)
-
-    def refit(parts: Sequence[Section]) -> Model:
-        model = build(fit.model, fit.params)
-        model.fit(parts, random_state=fit.random_state, device="", progress=False)
-        return model
-
-    _data.write_gene_test(
-        adata, key, fit.genes, run_test(sections, described, folds, again=refit, random_state=random_state)
-    )
+    folds = block_folds(sections, N_FOLDS, BLOCK, random_state=random_state, min_spots=MODELS[fit.model].min_spots)
+    refit = refit_of(fit.model, fit.params, random_state=fit.random_state)
+    _data.write_gene_test(adata, key, fit.genes, scores_and_p_values(sections, described, folds, refit, random_state))
 
 
-def folds_of(sections: Sequence[Section], random_state: int, least: int) -> list[NDArray[np.int64]]:
-    """Fold (n,) of the spots of each section: whole blocks, dealt out in turn, large ones first.
-
-    Raises
-    ------
-    ValueError
-        A section is a single block, or too few spots are left without a fold: fewer than ``least``.
-    """
-    random, folds = np.random.default_rng(random_state), []
-    for section in sections:
-        cell = np.floor((section.xy - section.xy.min(axis=0) + random.uniform(0, BLOCK, 2)) / BLOCK)
-        _, member, size = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
-        if len(size) < 2:
-            raise ValueError(
-                f"section {section.name!r} with {len(section)} spots is within one block of {BLOCK:g} pitches: too small "
-                "to hold out blocks, so its genes cannot be tested."
-            )
-        dealt = np.empty(len(size), dtype=np.int64)
-        dealt[np.argsort(-size - random.uniform(size=len(size)))] = np.arange(len(size)) % FOLDS
-        folds.append(dealt[member.ravel()])
-    left = [[int((fold != each).sum()) for fold in folds] for each in range(max(fold.max() for fold in folds) + 1)]
-    if min(map(sum, left)) < least or min(map(min, left)) < 2:
-        raise ValueError(f"too few spots to test genes: without a block {min(map(sum, left))} would be left.")
-    return folds
-
-
-def run_test(
+def scores_and_p_values(
     sections: Sequence[Section],
     described: Sequence[Section],
     folds: Sequence[NDArray[np.int64]],
-    *,
-    again: Callable[[Sequence[Section]], Model],
+    refit: Refit,
     random_state: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """Cross-fit over the folds, and give columns (g,) of ``var``.
-
-    Parameters
-    ----------
-    sections
-        Training spots with expression.
-    described
-        The same with features, which the model need not read.
-    folds
-        Of :func:`folds_of`.
-    again
-        Fits another model with the same settings.
-    random_state
-        Of the surrogates.
-    """
-    held_back = _held_back(sections, folds, again)
+    """Columns (g,) of ``var``, from sections with expression and from the same with features, by folds (n,)."""
     r, by_fold = [], []
-    for section, fold, predicted in zip(sections, folds, held_back, strict=True):
+    for section, fold, predicted in zip(sections, folds, predict_folds(sections, folds, refit), strict=True):
         measured = expression_of(section)
         r.append(_pearson(measured, predicted))
         by_fold += [_pearson(measured[fold == each], predicted[fold == each]) for each in np.unique(fold)]
+    mean = _mean(np.array(by_fold))
     p = p_values(_surrogate_test(each, fold, random_state) for each, fold in zip(described, folds, strict=True))
     return {
         "pearson": _mean(np.array(r)),
-        "pearson_std": np.sqrt(_mean((np.array(by_fold) - _mean(np.array(by_fold))) ** 2)),
+        "pearson_std": np.sqrt(_mean((np.array(by_fold) - mean) ** 2)),
         "pvalue": p,
         "qvalue": false_discovery_control(p),
     }
 
 
-def _held_back(
-    sections: Sequence[Section], folds: Sequence[NDArray[np.int64]], again: Callable[[Sequence[Section]], Model]
-) -> list[NDArray[np.float32]]:
-    """Predictions (n, g) of each section by fits that had not seen the block around each spot."""
-    held_back = [np.empty_like(expression_of(section)) for section in sections]
-    for each in range(max(fold.max() for fold in folds) + 1):
-        pairs = list(zip(sections, folds, strict=True))
-        model = again([section.keep(np.flatnonzero(fold != each)) for section, fold in pairs])
-        for (section, fold), out in zip(pairs, held_back, strict=True):
-            rows = np.flatnonzero(fold == each)
-            if len(rows):
-                out[rows] = np.maximum(model.predict(section.keep(rows)), 0)
-    return held_back
-
-
 def _surrogate_test(section: Section, fold: NDArray[np.int64], random_state: int) -> SurrogateTest:
     """Compare the genes of one section with surrogates, on some of its spots where there are many."""
-    rows = np.sort(np.random.default_rng(random_state).permutation(len(section))[:MOST_SPOTS])
+    rows = np.sort(np.random.default_rng(random_state).permutation(len(section))[:MAX_SPOTS])
     part = section.keep(rows)
     return SurrogateTest.of(part.xy, features_of(part), expression_of(part), fold[rows], random_state=random_state)
 
@@ -193,9 +132,8 @@ def _pearson(measured: NDArray[np.float32], predicted: NDArray[np.float32]) -> N
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over rows (g,) of what is there; NaN where nothing is."""
-    there = np.isfinite(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0).sum(axis=0)
+    """Mean over the finite rows (g,); NaN where there are none."""
+    finite = np.isfinite(values)
+    total, count = np.where(finite, values, 0).sum(axis=0), finite.sum(axis=0)
     mean: NDArray[np.float64] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
     return mean

@@ -101,7 +101,7 @@ def predict(
     for each in sections.values():
         points = model_section(each, model)
         mean[each.rows] = np.maximum(model.predict(points), 0)
-        parts.append(uncertainty.look(points))
+        parts.append(uncertainty.covariates(points))
     order = np.argsort(np.concatenate([each.rows for each in sections.values()]))
     covariates = Covariates.join(parts)[order]
     layers = {"": mean, **uncertainty.layers(mean, covariates, interval)}

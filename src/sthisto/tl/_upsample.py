@@ -177,7 +177,7 @@ def _predicted(
     if section.image is not None and points.index is None:  # a lattice may extend over the image's border
         check_scale(section.image.image, points.xy)
     there = model_section(section, model, xy=points.xy, features=features)
-    return np.maximum(model.predict(there), 0), uncertainty.look(there)
+    return np.maximum(model.predict(there), 0), uncertainty.covariates(there)
 
 
 def _with_spot_means(

@@ -154,8 +154,9 @@ class Calibration:
     @classmethod
     def restore(cls, state: Mapping[str, NDArray[np.generic]]) -> "Calibration":
         """Undo :meth:`state`; other entries are ignored."""
-        parts = MeanVarianceTrend, DistanceInflation, PredictiveDistribution
-        return cls(*(part.restore(state) for part in parts))  # type: ignore[attr-defined]
+        return cls(
+            MeanVarianceTrend.restore(state), DistanceInflation.restore(state), PredictiveDistribution.restore(state)
+        )
 
     def _chunks(self, covariates: Covariates) -> Iterator[tuple[slice, Floats]]:
         """Rows, a few at a time as intermediate arrays are float64, and the factor (m, g) on the standard deviation."""

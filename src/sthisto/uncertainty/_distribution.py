@@ -136,10 +136,12 @@ class PredictiveDistribution:
     @classmethod
     def restore(cls, state: Mapping[str, NDArray[np.generic]]) -> "PredictiveDistribution":
         """Undo :meth:`state`; other entries are ignored."""
-        values = {name: np.asarray(state[f"distribution_{name}"], np.float64) for name in cls.__dataclass_fields__}
-        location, width, power = (values.pop(name) for name in ("location", "width", "power"))
-        curves = {"location": (location[0], location[1]), "width": (width[0], width[1])}
-        return cls(power=float(power), **curves, **values)
+        names = cls.__dataclass_fields__
+        mean, zeros, power, typical, location, scale, width, quantiles = (
+            np.asarray(state[f"distribution_{name}"], dtype=np.float64) for name in names
+        )
+        curves = (location[0], location[1]), (width[0], width[1])
+        return cls(mean, zeros, float(power), typical, curves[0], scale, curves[1], quantiles)
 
     def _parts(self, predicted: NDArray[np.floating], factor: Floats) -> tuple[Floats, Floats, Floats]:
         """Probability of 0, middle and width (m, g) of the values above."""

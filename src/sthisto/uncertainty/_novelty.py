@@ -122,7 +122,8 @@ class NoveltyDetector:
         if "novelty_components" not in state:
             return None
         values = [np.asarray(state[f"novelty_{name}"], dtype=np.float64) for name in cls.__dataclass_fields__]
-        return cls(*values[:4], *map(float, values[4:]))
+        mean, scale, axes, components, median, limit = values
+        return cls(mean, scale, axes, components, float(median), float(limit))
 
 
 def _distance(points: Floats, training: Floats, skip: int) -> Floats:

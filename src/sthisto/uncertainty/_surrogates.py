@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SurrogateTest:
-    """Moran spectral randomization: could image features predict a random pattern of a gene's autocorrelation as well?
+    """Test whether image features predict a gene better than random patterns of its autocorrelation.
 
     Neighboring spots are similar in expression and in image features. A smooth pattern without any relation to the
     image still correlates with it, and a permutation of spots, which is not smooth, would call nearly every such gene
