@@ -18,6 +18,7 @@ from sthisto._data._images import (
     open_feature_image,
     open_fit_image,
     open_section_image,
+    open_unchecked,
     spot_diameter,
     stored_image,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "open_feature_image",
     "open_fit_image",
     "open_section_image",
+    "open_unchecked",
     "pack",
     "plain_params",
     "points_obs",

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sthisto import _data, evaluation, tl
+from sthisto import _data, evaluation, pp, tl
 from sthisto.models import MODELS
 
 if TYPE_CHECKING:
@@ -25,6 +25,25 @@ from sthisto.cli._steps import (
     names_in,
     prepare,
 )
+
+
+def run_check(job: Job) -> tuple[dict[str, Any], str]:
+    """Report everything known of a section; exit code 1 where facts contradict each other."""
+    args, adata = job.args, read(job.args.section, job)
+    image = image_in(args.image)
+    with job.step("check"):
+        report = pp.check(adata, image=image, library_key=args.library_key)
+    if args.picture is not None:
+        from sthisto import pl  # noqa: PLC0415  it loads matplotlib
+
+        pl.spots(adata, image=image, library_key=args.library_key, save=args.picture, show=False)
+    job.exit_code = int((report["status"] == "contradictory").any())
+    checks = report.to_dict("records")
+    lines = []
+    for each in checks:
+        lines.append(f"{each['status']:13s} {each['section']} {each['check']}: {each['value']}".replace("  ", " "))
+        lines += [f"{'':14s}{each['advice']}"] if each["advice"] else []
+    return {"checks": checks}, "\n".join(lines)
 
 
 def run_features(job: Job) -> tuple[dict[str, Any], str]:

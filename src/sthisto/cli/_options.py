@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from sthisto import __version__
 from sthisto.cli._batch import run_batch
-from sthisto.cli._commands import run_evaluate, run_features, run_fit, run_upsample
+from sthisto.cli._commands import run_check, run_evaluate, run_features, run_fit, run_upsample
 from sthisto.cli._demo import run_demo
 from sthisto.cli._job import FEATURES, MODEL, Job
 from sthisto.cli._sheet import SECTION
@@ -43,9 +43,10 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_demo(demo)
     for name, add, summary in (
-        ("features", _add_features, "describe the tissue around every spot"),
-        ("fit", _add_fit, "learn expression from the tissue and the spots around"),
-        ("upsample", _add_upsample, "predict expression on a dense grid, with all that is needed before"),
+        ("check", _add_check, "report everything known of a section, and what contradicts what"),
+        ("features", _add_features, "extract image features around every spot"),
+        ("fit", _add_fit, "fit a model of expression on the tissue and the neighboring spots"),
+        ("upsample", _add_upsample, "predict expression on a dense grid, with all steps before"),
         ("evaluate", _add_evaluate, "hide spots, predict them, and compare models"),
     ):
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,22 +54,22 @@ def parser() -> argparse.ArgumentParser:
         add(command)
     batch = commands.add_parser(
         "batch",
-        help="learn from all measured sections of a sheet, and predict every section densely",
+        help="fit all measured sections of a sheet together, and predict every section densely",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_batch(batch)
     completion = commands.add_parser(
         "completion",
-        help="print what makes the shell complete commands, options and files",
+        help="print the shell completion script",
         description='Print a script for the shell. In its start file: eval "$(sthisto completion bash)"',
     )
     completion.set_defaults(run=run_completion)
     completion.add_argument("shell", choices=SHELLS, help="the shell that is to evaluate it")
     for command in commands.choices.values():
-        talk = command.add_argument_group("output options")
-        talk.add_argument("--json", action="store_true", help="print the summary as JSON")
-        talk.add_argument("--quiet", action="store_true", help="no progress, only warnings and the result")
-        talk.add_argument("--debug", action="store_true", help="show where an error comes from")
+        output = command.add_argument_group("output options")
+        output.add_argument("--json", action="store_true", help="print the summary as JSON")
+        output.add_argument("--quiet", action="store_true", help="no progress, only warnings and the result")
+        output.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser
 
 
@@ -81,10 +82,21 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
 
 
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Read a section and report the array, the scale and where it is from, the image, whether the spots are on\n"
+        "tissue, the state of X, and features and fits. Exit code 1 where facts contradict each other."
+    )
+    command.set_defaults(run=run_check)
+    command.add_argument("--image", action="append", metavar="FILE", help="image that the coordinates refer to")
+    command.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section of each spot")
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the spots over the tissue")
+
+
 def _add_features(command: argparse.ArgumentParser) -> None:
     command.description = (
-        "Cut a patch of the picture at every spot, describe it, and write the section with the\n"
-        f"description in obsm['{FEATURES}']. The expression is left as it is."
+        "Cut a patch of the image at every spot, encode it, and write the section with the\n"
+        f"features in obsm['{FEATURES}']. The expression is left as it is."
     )
     command.set_defaults(run=run_features)
     command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5ad", help="section with features")
@@ -95,7 +107,7 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Fit a model and write the section that holds it (-o), the model alone (--save), or both.\n"
         "Image features are made where the model reads them and the section has none.\n"
-        f"Raw counts are normalised (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
+        f"Raw counts are normalized (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
     )
     command.set_defaults(run=run_fit)
     command.add_argument("-o", "--output", type=Path, metavar="OUT.h5ad", help="section with the fitted model")
@@ -108,7 +120,7 @@ def _add_upsample(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Predict expression on a grid finer than the spots and write it as a section of its own.\n"
         "Features and a fitted model are used where the section has them, and made where not.\n"
-        f"Raw counts are normalised (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
+        f"Raw counts are normalized (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
     )
     command.epilog = "example:\n  sthisto upsample SECTION.h5ad --image SECTION.jpg -o dense.h5ad"
     command.set_defaults(run=run_upsample)
@@ -140,7 +152,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--fraction", type=float, default=0.5, metavar="SHARE", help="to hide (default 0.5)")
     command.add_argument("--repeats", type=_positive, default=3, metavar="N", help="of each split (default 3)")
     command.add_argument("--genes", metavar="GENES", help="genes to score: a file with one a line, or A,B,C")
-    command.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression")
+    command.add_argument("--layer", metavar="NAME", help="layer with log-normalized expression")
     command.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
     _add_feature_options(command)
 
@@ -215,7 +227,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--model", choices=sorted(MODELS), metavar="NAME", help=f"{names} (default {MODEL})")
     group.add_argument("--params", action="append", metavar="NAME=VALUE", help="setting of the model, as epochs=20")
     group.add_argument("--genes", metavar="GENES", help="genes to model: a file with one a line, or A,B,C")
-    group.add_argument("--layer", metavar="NAME", help="layer with log-normalised expression (default: X)")
+    group.add_argument("--layer", metavar="NAME", help="layer with log-normalized expression (default: X)")
     group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
     group.add_argument(
         "--test-genes",

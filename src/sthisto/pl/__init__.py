@@ -9,5 +9,6 @@ from sthisto.pl._domains import domains
 from sthisto.pl._features import features
 from sthisto.pl._genes import genes, uncertainty
 from sthisto.pl._scores import evaluation, history
+from sthisto.pl._section import spots
 
-__all__ = ["domains", "evaluation", "features", "genes", "history", "uncertainty"]
+__all__ = ["domains", "evaluation", "features", "genes", "history", "spots", "uncertainty"]

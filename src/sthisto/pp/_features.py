@@ -48,13 +48,13 @@ def extract_features(
     Parameters
     ----------
     adata
-        Section with the spots' centres in ``obsm["spatial"]``, (n, 2) full-resolution pixels, x then y.
+        Section with the spots' centers in ``obsm["spatial"]``, (n, 2) full-resolution pixels, x then y.
     encoder
         Name in :data:`sthisto.encoders.ENCODERS`, or what :func:`sthisto.encoders.load` returned, whose options are
         the weights, the device and the batch size; any object that satisfies :class:`sthisto.encoders.Encoder`.
     image
         Picture that the coordinates refer to: a path, an array, ``"hires"`` or ``"lowres"`` of ``uns["spatial"]``, or
-        ``{library: picture}`` for several sections. ``None`` takes the sharpest picture in ``uns["spatial"]``.
+        ``{section: image}`` for several sections. ``None`` takes the sharpest image in ``uns["spatial"]``.
     library_key
         Column of ``obs`` that names the section of each spot, where there are several.
     patch_um
@@ -67,7 +67,7 @@ def extract_features(
         Side of the square around a spot whose tokens are averaged, with ``dense=True``; ``None`` takes half of
         ``patch_um``, which is about a Visium spot: a token knows the field around it, and expression was measured in
         the spot. With ``patch_um`` it is what a patch's mean token sees; ever smaller ones end in the token at the
-        spot's centre.
+        spot's center.
     mpp
         Micrometres per full-resolution pixel; ``None`` derives it.
     pitch_um
@@ -80,7 +80,7 @@ def extract_features(
     cache
         Folder (zarr, made where it is not there) that keeps what is finished: the same call after a kill goes on from
         there and gives the same array to the bit, and after the end it only reads. What was made with another encoder,
-        picture, scale or other spots is refused; a picture on disk is known by its size, date and some of its pixels.
+        image, scale or other spots is refused; an image on disk is known by its size, date and some of its pixels.
     key_added
         Name of the result in ``obsm``.
 
@@ -123,7 +123,7 @@ def extract_features(
         raise ValueError(f"patch_um={patch_um}: the side of the patch in um is positive.")
     dim, window_um = _dense_settings(loaded, side_um, window_um) if dense else (loaded.dim, window_um)
     if window_um is not None and not dense:
-        raise ValueError(f"window_um={window_um:g} is for dense=True; a patch is described as a whole.")
+        raise ValueError(f"window_um={window_um:g} is for dense=True; a patch is encoded as a whole.")
     made = record(loaded, keep_weights=keep_weights)  # first, as it may refuse
     features = np.empty((adata.n_obs, dim), dtype=np.float32)
     described = []
@@ -157,7 +157,7 @@ def _dense_settings(encoder: Encoder, side_um: float, window_um: float | None) -
 
 
 def _refuse_larger(side_um: float, um: float, image: Image) -> None:
-    """Refuse patches that the picture, whole, would not fill: mostly a wrong scale."""
+    """Refuse patches that the whole image would not fill: mostly a wrong scale."""
     height, width = image.shape
     if side_um / um > max(height, width):
         raise ValueError(
