@@ -39,12 +39,11 @@ def main() -> None:
         for label, model, settings in arguments.models:
             report = sthisto.tl.evaluate(
                 adata,
-                model,
+                {model: settings},
                 split=arguments.splits,
                 n_repeats=arguments.seeds,
                 counts_layer="counts",
                 image=image_of(name, arguments.data),
-                params={model: settings},
             )
             fitted = report["model"] == model
             kept = report if label == arguments.models[-1][0] else report[fitted]  # reference_scores once

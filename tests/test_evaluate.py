@@ -14,10 +14,10 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from sthisto import datasets, evaluation, grids, metrics, pp, tl
 from sthisto.cli import main
-from sthisto.evaluation import Dataset, Split, choose_genes, compare, score
+from sthisto.evaluation import AllSpotsSplit, BlockSplit, Dataset, RandomSplit, Split, choose_genes, compare, score
 from sthisto.models import Section, build
 
-COUNTS = {"counts_layer": "counts", "n_genes": 8, "device": "cpu"}
+COUNTS = {"counts_layer": "counts", "genes": 8, "device": "cpu"}
 
 
 def evaluate(adata, models="idw", **options):
@@ -63,7 +63,7 @@ def thirty_spots():
 
 def test_scores_are_those_of_a_fit_and_prediction_by_hand(section):
     adata = section.copy()
-    table = evaluate(section, "ridge", counts_layer=None, random_state=4)
+    table = evaluate(section, "ridge", counts_layer=None, genes=None, random_state=4)
     hidden = grids.hold_out(adata.obsm["spatial"], 0.5, random_state=4)
     tl.fit(adata, "ridge", train_on=~hidden, random_state=4)
     tl.predict(adata)
@@ -155,7 +155,7 @@ def test_models_get_the_rows_that_are_left_and_are_asked_for_the_others():
     def patches(rows):
         return np.asarray(rows, dtype=np.uint8)[:, None, None, None]
 
-    trial = Split(sections=[whole], hidden=[hidden], genes=["x", "y"])
+    trial = Split(sections=[whole], held_out=[hidden], genes=["x", "y"])
     table = trial.run("spy", spy, patches=[patches], random_state=7, device="cpu")
     [seen] = spy.seen
     assert spy.random_state == 7
@@ -170,7 +170,7 @@ def test_models_get_the_rows_that_are_left_and_are_asked_for_the_others():
 
 
 def test_blocks_are_hidden_whole_and_random_spots_are_not(section):
-    table = evaluate(section, split=("random", "block"), n_repeats=2, block=3, random_state=1)
+    table = evaluate(section, split=("random", BlockSplit(block=3)), n_repeats=2, random_state=1)
     assert list(table["split"].unique()) == ["random", "block"]
     assert sorted(table["repeat"].unique()) == [0, 1]
     lattice = grids.Lattice.fit(section.obsm["spatial"])
@@ -193,18 +193,18 @@ def test_same_seed_same_table_and_another_seed_another(section):
 
 
 def test_several_sections_are_fitted_together_and_scored_apart(sections):
-    table = evaluate(sections, "ridge", library_key="library", n_genes=12)
-    assert list(table["library"].dropna().unique()) == ["synthetic_0", "synthetic_1"]
+    table = evaluate(sections, "ridge", library_key="library", genes=12)
+    assert list(table["section"].dropna().unique()) == ["synthetic_0", "synthetic_1"]
     costs = table[table["metric"] == "seconds"]
     assert len(costs) == 1
-    assert costs["library"].isna().all()
+    assert costs["section"].isna().all()
     first = sections[sections.obs["library"] == "synthetic_0"].copy()
     alone = evaluate(first, "ridge", library_key="library", genes=sections.var_names)
     together = evaluate(sections, "ridge", library_key="library", genes=sections.var_names)
     assert_allclose(
-        mean(alone, "gene mean", "mse"), mean(together, "gene mean", "mse", library="synthetic_0"), rtol=1e-6
+        mean(alone, "gene mean", "mse"), mean(together, "gene mean", "mse", section="synthetic_0"), rtol=1e-6
     )
-    assert mean(alone, "ridge") != mean(together, "ridge", library="synthetic_0")
+    assert mean(alone, "ridge") != mean(together, "ridge", section="synthetic_0")
 
 
 # --- genes -----------------------------------------------------------------------------------------------------------
@@ -230,29 +230,18 @@ def test_large_sections_tell_of_rare_genes(sizes, least):
     counts = [sparse.csr_matrix(rng.poisson([3, 0.5, 0.05, 0], (n, 4))) for n in sizes]
     measured = Dataset(sections=sections, expression=counts, genes=np.array(list("abcd")), counts=counts)
     hidden = [np.arange(n) % 2 == 0 for n in sizes]
-    assert measured.hide(hidden, n_genes=9).genes == (["a", "b"] if least else ["a", "b", "c"])
+    assert measured.split(hidden, n_genes=9).genes == (["a", "b"] if least else ["a", "b", "c"])
 
 
 def test_too_few_genes_to_rank_are_refused_with_a_way_out(sections, refuses):
-    with refuses(sections, ValueError, r"12 genes on 60 training spots are too few .* Pass n_genes=12 to take them"):
+    with refuses(sections, ValueError, r"12 genes on 60 training spots are too few .* Pass genes=12 to take them"):
         evaluate(sections, "ridge", library_key="library")
 
 
-def test_only_genes_that_were_scored_get_a_figure(section):
-    table = evaluate(section, ("idw", "ridge"), n_repeats=2)
-    both = table[(table["model"] == "idw") & (table["metric"] == "pearson") & table["gene"].notna()]
-    expected = both.groupby("gene")["value"].mean()
-    assert 8 <= len(expected) < 20
-    assert set(table["genes"]) == {"each training half"}
-    written = section.var["pcc_heldout"]
-    assert_allclose(written.dropna().sort_index(), expected.sort_index())
-    assert written.isna().sum() == 20 - len(expected)
-
-
-def test_nothing_but_the_figure_is_written(section):
+def test_nothing_is_written(section, refuses):
     before = section.copy()
     evaluate(section, "attention")
-    pd.testing.assert_frame_equal(section.var.drop(columns="pcc_heldout"), before.var)
+    pd.testing.assert_frame_equal(section.var, before.var)
     pd.testing.assert_frame_equal(section.obs, before.obs)
     assert (section.X != before.X).nnz == 0
     assert (section.layers["counts"] != before.layers["counts"]).nnz == 0
@@ -262,16 +251,22 @@ def test_nothing_but_the_figure_is_written(section):
     assert list(section.uns["sthisto"]) == ["features"]
 
 
+def test_models_by_name_with_params_and_a_numpy_seed(section):
+    one = evaluate(section, {"idw": {"n_neighbors": 3}, "ridge": None}, random_state=np.int64(1))
+    assert set(one["model"]) == {"idw", "ridge", "gene mean", "ceiling"}
+    assert mean(one, "idw") != mean(evaluate(section, random_state=1), "idw")
+    assert mean(one, "ridge") == mean(evaluate(section, "ridge", random_state=1), "ridge")
+
+
 # --- the paper's score -----------------------------------------------------------------------------------------------
 
 
 def test_the_score_over_all_spots_has_its_own_name_and_rewards_copying(section):
-    table = evaluate(section, "idw", protocol="paper", random_state=2)
+    table = evaluate(section, "idw", split=AllSpotsSplit(), random_state=2)
     hidden = grids.hold_out(section.obsm["spatial"], 0.5, random_state=2)
     assert {m for m in table["metric"].unique() if not m.endswith("_all_spots")} == {"seconds", "peak_memory_mb"}
     assert set(table["model"]) == {"idw", "gene mean", "training values"}
     assert set(table["genes"]) == {"all spots"}
-    assert "pcc_heldout" not in section.var
     genes = by_gene(table, "idw", "mse_all_spots").index
     truth = section[:, genes].X.toarray()
     copied = np.where(hidden[:, None], truth[~hidden].mean(axis=0), truth)
@@ -293,7 +288,7 @@ def test_memory_that_a_fit_takes_is_seen_though_it_is_given_back(megabytes):
             np.ones((megabytes, 2**17)).sum()
             return super().fit(sections, **options)
 
-    trial = Split(sections=[thirty_spots()], hidden=[np.arange(30) < 10], genes=["x", "y"])
+    trial = Split(sections=[thirty_spots()], held_out=[np.arange(30) < 10], genes=["x", "y"])
     costs = trial.run("large", Large(), random_state=0, device="cpu").set_index("metric")["value"]
     assert abs(costs["peak_memory_mb"] - megabytes) < 40
     assert 0 < costs["seconds"] < 30
@@ -301,7 +296,7 @@ def test_memory_that_a_fit_takes_is_seen_though_it_is_given_back(megabytes):
 
 def test_where_memory_cannot_be_read_it_is_nan(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation, "MEMORY", tmp_path / "statm")
-    trial = Split(sections=[thirty_spots()], hidden=[np.arange(30) < 10], genes=["x", "y"])
+    trial = Split(sections=[thirty_spots()], held_out=[np.arange(30) < 10], genes=["x", "y"])
     costs = trial.run("spy", Spy(), random_state=0, device="cpu").set_index("metric")["value"]
     assert np.isnan(costs["peak_memory_mb"])
 
@@ -309,10 +304,10 @@ def test_where_memory_cannot_be_read_it_is_nan(monkeypatch, tmp_path):
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
-def scores(values, split="random", library="s"):
+def scores(values, split="random", section="s"):
     rows = [(model, i, value) for model, each in values.items() for i, value in enumerate(each)]
     table = pd.DataFrame(rows, columns=["model", "repeat", "value"])
-    return table.assign(split=split, library=library, gene=np.nan, metric="pearson", genes="given")
+    return table.assign(split=split, section=section, gene=np.nan, metric="pearson", genes="given")
 
 
 @given(random_state=st.integers(0, 999), n=st.integers(2, 12), confidence=st.floats(0.5, 0.99))
@@ -358,7 +353,7 @@ def test_what_cannot_be_compared_is_refused():
         compare(table, "r")
     with pytest.raises(ValueError, match="two models or more; the table has a"):
         compare(table[table["model"] == "a"])
-    with pytest.raises(ValueError, match="add a column that tells the sections apart"):
+    with pytest.raises(ValueError, match="add a column that identifies the section"):
         compare(pd.concat([table, table]))
     with pytest.raises(ValueError, match="confidence=95"):
         compare(table, confidence=95)
@@ -372,22 +367,27 @@ def test_what_cannot_be_compared_is_refused():
     [
         ({"models": "magic"}, KeyError, r"no model 'magic' \(there are: attention"),
         ({"models": ()}, ValueError, "no model to evaluate"),
-        ({"split": "half"}, ValueError, "split='half': expected 'random', 'block' or both"),
+        ({"split": "half"}, ValueError, "split='half': expected 'random', 'block', both"),
         ({"split": ()}, ValueError, "expected 'random', 'block'"),
-        ({"protocol": "all"}, ValueError, "protocol='all': expected 'heldout' or 'paper'"),
-        ({"fraction": 0}, ValueError, "between 0 and 1"),
-        ({"fraction": 1.5}, ValueError, "between 0 and 1"),
-        ({"fraction": 0.95}, ValueError, r"too few spots .*'synthetic_0': 95 hidden, 5 left.*20 left in all"),
-        ({"fraction": 0.05}, ValueError, r"5 hidden, 95 left.*needs 10 hidden"),
+        ({"genes": 0}, ValueError, "genes=0: expected names, or a whole number"),
+        ({"genes": True}, ValueError, "genes=True: expected names"),
+        ({"counts_layer": None}, ValueError, "genes=8: genes are chosen by counts"),
+        ({"split": RandomSplit(fraction=0)}, ValueError, "between 0 and 1"),
+        ({"split": RandomSplit(fraction=1.5)}, ValueError, "between 0 and 1"),
+        (
+            {"split": RandomSplit(fraction=0.95)},
+            ValueError,
+            r"too few spots .*'synthetic_0': 95 held out, 5 left.*20 left in all",
+        ),
+        ({"split": RandomSplit(fraction=0.05)}, ValueError, r"5 held out, 95 left.*needs 10 held out"),
         ({"n_repeats": 0}, ValueError, "n_repeats=0"),
-        ({"split": "block", "block": 0}, ValueError, "block"),
-        ({"split": "block", "block": 99}, ValueError, "one block of side 99"),
+        ({"split": BlockSplit(block=0)}, ValueError, "block"),
+        ({"split": BlockSplit(block=99)}, ValueError, "one block of side 99"),
         ({"counts_layer": "raw"}, KeyError, r"no layer 'raw' in adata \(found: 'counts', 'logs'\)"),
         ({"counts_layer": "logs"}, ValueError, "layers\\['logs'\\] holds no raw counts"),
-        ({"layer": "logs"}, ValueError, "layer='logs' beside counts_layer='counts'"),
-        ({"counts_layer": None, "layer": "counts"}, ValueError, "looks like raw counts"),
-        ({"params": {"gp": {}}}, KeyError, "params of 'gp', but the models are 'idw'"),
-        ({"params": {"idw": {"k": 3}}}, ValueError, "model 'idw' has no params k"),
+        ({"layer": "logs"}, ValueError, "layer='logs' and counts_layer='counts'"),
+        ({"counts_layer": None, "genes": None, "layer": "counts"}, ValueError, "seems to hold raw counts"),
+        ({"models": {"idw": {"k": 3}}}, ValueError, "model 'idw' has no params k"),
         ({"genes": ["nonesuch"]}, KeyError, "not in adata.var_names: 'nonesuch'"),
         ({"models": "ridge", "features_key": "X_uni"}, KeyError, "no image features 'X_uni'"),
         ({"library_key": "slide"}, KeyError, "no column 'slide'"),
@@ -401,7 +401,7 @@ def test_mistakes_are_told_and_change_nothing(section, refuses, options, error, 
 
 def test_every_section_needs_spots(sections, refuses):
     few = sections[np.r_[0:60, 60:75]].copy()
-    with refuses(few, ValueError, "'synthetic_1': 8 hidden, 7 left"):
+    with refuses(few, ValueError, "'synthetic_1': 8 held out, 7 left"):
         evaluate(few, library_key="library")
 
 
@@ -452,7 +452,7 @@ def test_the_command_takes_expression_as_it_is_where_there_are_no_counts(section
     ("options", "match"),
     [
         (["--models", "magic"], "--models magic: there are attention"),
-        (["--fraction", "2"], "fraction should lie between 0 and 1"),
+        (["--fraction", "2"], "fraction should be between 0 and 1"),
         (["-o", "scores.txt"], "should end in .csv"),
     ],
 )
@@ -467,7 +467,7 @@ def test_the_command_tells_mistakes_in_one_line(file, capsys, options, match):
 def test_on_a_real_section_distance_beats_the_mean_and_no_one_the_noise(data):
     adata = sc.read_h5ad(data("her2st/C2.h5ad"))
     adata.layers["counts"] = adata.X
-    table = evaluate(adata, "idw", n_genes=300, split=("random", "block"))
+    table = evaluate(adata, "idw", genes=300, split=("random", "block"))
     for split in ("random", "block"):
         assert 0.02 < mean(table, "idw", split=split) < mean(table, "ceiling", split=split) < 0.9
     assert mean(table, "idw", split="random") > mean(table, "idw", split="block")

@@ -1,7 +1,7 @@
-"""Held-out accuracy: hide spots, fit on the rest, score what was hidden; and compare models by paired differences.
+"""Held-out accuracy: hold out spots, fit on the others and score predictions of those held out; compare models.
 
-Whatever is learnt or chosen (genes, factors, standardisation) comes from the training spots alone, because scores over
-spots that were learnt from reward a model for remembering: copying the training values alone reaches r = 0.7 there.
+Genes, factors and standardization come from the training spots alone, because scores over training spots reward a model
+for memorizing: copying the training values reaches r = 0.7 there.
 Plain arrays and models; :func:`sthisto.tl.evaluate` is the same for AnnData.
 """
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations, repeat
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from sthisto import metrics
+from sthisto import _crossfit, grids, metrics
 from sthisto.models import Model, Patches, Section
 
 __all__ = [
@@ -28,7 +28,10 @@ __all__ = [
     "CEILING",
     "COPY",
     "GENE_MEAN",
+    "AllSpotsSplit",
+    "BlockSplit",
     "Dataset",
+    "RandomSplit",
     "Split",
     "choose_genes",
     "compare",
@@ -36,12 +39,12 @@ __all__ = [
     "score",
 ]
 
-GENE_MEAN, CEILING, COPY = "gene mean", "ceiling", "training values"  # rows beside those of the models
+GENE_MEAN, CEILING, COPY = "gene mean", "ceiling", "training values"  # rows in addition to those of the models
 ALL_SPOTS = "_all_spots"  # ends the name of a score that counts training spots too
 CORRELATIONS = ("pearson", "spearman")
-LEAST_HIDDEN = 10  # spots of a section: a correlation over fewer is noise
+MIN_HELD_OUT = 10  # spots of a section: a correlation over fewer is noise
 LEAST_SEEN = 0.1  # of the training spots, for a gene to be scored
-MANY_SPOTS = 1000  # sections above this tell of rare genes too
+MANY_SPOTS = 1000  # on larger sections rare genes are scored, too
 SAMPLING_SECONDS = 0.002
 MEMORY = Path("/proc/self/statm")  # Linux: pages of this process
 
@@ -50,21 +53,76 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomSplit:
+    """Hold out spots at random: they are between measured spots, and the gaps have to be filled.
+
+    Parameters
+    ----------
+    fraction
+        Share of the spots of every section to hold out, between 0 and 1.
+    """
+
+    fraction: float = 0.5
+    name: ClassVar[str] = "random"
+    all_spots: ClassVar[bool] = False
+
+    def hold_out(self, xy: NDArray[np.float64], random_state: int) -> Mask:
+        """Mask (n,) of the held-out spots at xy (n, 2), in pitches."""
+        return grids.hold_out(xy, self.fraction, random_state=random_state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSplit:
+    """Hold out whole square blocks, so that no neighbor of a held-out spot is measured (Roberts et al. 2017).
+
+    Parameters
+    ----------
+    fraction
+        Share of the spots of every section to hold out, between 0 and 1.
+    block
+        Side of the blocks in pitches.
+    """
+
+    fraction: float = 0.5
+    block: float = 4.0
+    name: ClassVar[str] = "block"
+    all_spots: ClassVar[bool] = False
+
+    def hold_out(self, xy: NDArray[np.float64], random_state: int) -> Mask:
+        """Mask (n,) of the held-out spots at xy (n, 2), in pitches."""
+        return grids.hold_out(xy, self.fraction, block=self.block, random_state=random_state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllSpotsSplit(RandomSplit):
+    """The protocol of HisToSGE's scripts: spots are held out at random, and all are scored, training spots included.
+
+    Genes are chosen on all spots. The score rewards memorization, as the row ``"training values"`` shows, which copies
+    them; its metrics are called ``pearson_all_spots`` and so on.
+    """
+
+    all_spots: ClassVar[bool] = True
+
+
+SPLITS: dict[str, "RandomSplit | BlockSplit"] = {"random": RandomSplit(), "block": BlockSplit()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Sections with all that was measured, from which trials are cut."""
+    """Sections with all that was measured, to be split into training and held-out spots."""
 
     sections: Sequence[Section]  # without expression
     expression: Sequence[Any]  # (n, g) of each section, dense or CSR, log-normalised
     genes: NDArray[np.str_]  # (g,)
-    columns: NDArray[np.intp] | None = None  # the genes to score; None: chosen anew by the counts
+    columns: NDArray[np.intp] | None = None  # the genes to score; None: chosen by the counts of each split
     counts: Sequence[Counts] | None = None  # (n, g) of each section
 
-    def hide(self, hidden: Sequence[Mask], *, n_genes: int, all_spots: bool = False) -> "Split":
-        """Hide spots, and choose genes on the others where they are not given.
+    def split(self, held_out: Sequence[Mask], *, n_genes: int, all_spots: bool = False) -> "Split":
+        """Hold out spots, and choose genes on the others where they are not given.
 
         Parameters
         ----------
-        hidden
+        held_out
             (n,) mask of each section.
         n_genes
             Genes to choose, among those seen in a tenth of the training spots; seen at all, where sections have more
@@ -77,13 +135,13 @@ class Dataset:
         ValueError
             Neither genes nor counts to choose them by, or no gene is seen often enough.
         """
-        kept = [~mask | all_spots for mask in hidden]
+        kept = [~mask | all_spots for mask in held_out]
         columns = self._choose(kept, n_genes) if self.columns is None else self.columns
         cut = [whole[:, columns] for whole in self.expression]
         values = [part.toarray() if sparse.issparse(part) else part for part in cut]
         return Split(
             sections=[replace(section, expression=v) for section, v in zip(self.sections, values, strict=True)],
-            hidden=hidden,
+            held_out=held_out,
             genes=self.genes[columns].tolist(),
             all_spots=all_spots,
             counts=self.counts,
@@ -104,7 +162,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One hiding of spots: models learn from what is left, and are scored on what is hidden.
+    """One split of a dataset: models are fitted on the training spots and scored on the held-out ones.
 
     Examples
     --------
@@ -112,14 +170,14 @@ class Split:
     >>> rng = np.random.default_rng(0)
     >>> xy = rng.uniform(0, 8, (60, 2))
     >>> spots = Section(name="a", xy=xy, expression=np.sin(xy).astype(np.float32) + 1)
-    >>> trial = Split(sections=[spots], hidden=[np.arange(60) % 2 == 0], genes=["sin x", "sin y"])
-    >>> table = trial.run("idw", Idw(), random_state=0, device="cpu")
+    >>> split = Split(sections=[spots], held_out=[np.arange(60) % 2 == 0], genes=["sin x", "sin y"])
+    >>> table = split.run("idw", Idw(), random_state=0, device="cpu")
     >>> bool(table.query("gene.isna() and metric == 'pearson'")["value"].item() > 0.5)
     True
     """
 
     sections: Sequence[Section]  # whole, with the expression (n, g) of the genes
-    hidden: Sequence[Mask]  # (n,) of each section
+    held_out: Sequence[Mask]  # (n,) of each section
     genes: Sequence[str]  # (g,)
     all_spots: bool = False  # score training spots, too
     counts: Sequence[Counts] | None = None  # (n, all genes) of each section, for the ceiling
@@ -145,29 +203,28 @@ class Split:
 
         Returns
         -------
-        Columns ``model``, ``library``, ``gene`` (NaN: mean over genes), ``metric``, ``value``. Metrics beside the
-        scores, with ``library`` NaN as sections are fitted together: ``seconds`` of the fit, ``peak_memory_mb`` that
+        Columns ``model``, ``section``, ``gene`` (NaN: mean over genes), ``metric``, ``value``. Further
+        metrics, with ``section`` NaN as sections are fitted together: ``seconds`` of the fit, ``peak_memory_mb`` that
         the process grew by at most while it ran. The latter is resident main memory, sampled every 2 ms (Python's own
         accounting does not see torch's); memory left over from earlier fits is used again and not counted, a GPU's
         is not seen, and where the system has no ``/proc`` it is NaN.
         """
         whole = [replace(each, patches=p) for each, p in zip(self.sections, patches or repeat(None), strict=False)]
-        training = [_rows(each, ~hidden, with_expression=True) for each, hidden in zip(whole, self.hidden, strict=True)]
+        training = _crossfit.training_spots(whole, self.held_out)
         start = time.perf_counter()
         with _memory() as peak:
             model.fit(training, random_state=random_state, device=device, progress=False)
         cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": peak[0]}
-        points = (_rows(each, scored) for each, scored in zip(whole, self._scored(), strict=True))
-        predicted = [np.maximum(model.predict(each), 0) for each in points]
+        predicted = _crossfit.predict(model, _crossfit.points_of(whole, self._scored()))
         costs = pd.DataFrame({"model": name, "metric": list(cost), "value": list(cost.values())})
         return pd.concat([self._table(name, predicted), costs], ignore_index=True)
 
     def reference_scores(self, *, random_state: int) -> pd.DataFrame:
-        """Score what models have to beat, and what they cannot reach.
+        """Score reference predictions: what models have to exceed, and the noise ceiling.
 
         ``"gene mean"`` is the mean over the training spots; it does not vary, so its correlation is counted as 0.
         ``"ceiling"``, where there are counts, is the Pearson r that a perfect predictor of the true rates would reach
-        on the hidden spots (:func:`sthisto.metrics.noise_ceiling`). Where all spots are scored there is no ceiling but
+        on the held-out spots (:func:`sthisto.metrics.noise_ceiling`). Where all spots are scored there is no ceiling but
         ``"training values"``, which copies them.
 
         Parameters
@@ -181,27 +238,27 @@ class Split:
         """
         tables = []
         for name in (GENE_MEAN, *([COPY] if self.all_spots else [])):
-            whole = [_simple(_measured(section), hidden, copy=name == COPY) for section, hidden in self._pairs()]
+            whole = [_simple(_measured(section), held_out, copy=name == COPY) for section, held_out in self._pairs()]
             tables.append(self._table(name, [w[rows] for w, rows in zip(whole, self._scored(), strict=True)]))
         if self.counts is not None and self.columns is not None and not self.all_spots:
             tables += [
-                self._ceiling(counts[hidden], section.name, random_state)
-                for counts, (section, hidden) in zip(self.counts, self._pairs(), strict=True)
+                self._ceiling(counts[held_out], section.name, random_state)
+                for counts, (section, held_out) in zip(self.counts, self._pairs(), strict=True)
             ]
         return pd.concat(tables, ignore_index=True)
 
-    def _ceiling(self, counts: Counts, library: str, random_state: int) -> pd.DataFrame:
+    def _ceiling(self, counts: Counts, section: str, random_state: int) -> pd.DataFrame:
         def scale(part: Counts) -> Counts:
             return metrics.lognorm(part)[:, self.columns]  # totals of the spots are over all genes
 
         r = metrics.noise_ceiling(counts, random_state=random_state, transform=scale)
-        return _long(CEILING, library, self.genes, {"pearson": r})
+        return _long(CEILING, section, self.genes, {"pearson": r})
 
     def _pairs(self, masks: Sequence[Mask] | None = None) -> Iterator[tuple[Section, Mask]]:
-        return zip(self.sections, self.hidden if masks is None else masks, strict=True)
+        return zip(self.sections, self.held_out if masks is None else masks, strict=True)
 
     def _scored(self) -> list[Mask]:
-        return [hidden | self.all_spots for hidden in self.hidden]
+        return [held_out | self.all_spots for held_out in self.held_out]
 
     def _table(self, name: str, predicted: Sequence[NDArray[np.float32]]) -> pd.DataFrame:
         suffix, tables = ALL_SPOTS * self.all_spots, []
@@ -242,7 +299,7 @@ def choose_genes(
 ) -> Mask:
     """Choose genes worth modelling by the counts of the training spots alone.
 
-    Choosing on all spots would tell of the hidden ones: a gene that varies there would be in.
+    Choosing on all spots would leak information of the held-out ones: a gene that varies there would be chosen.
 
     Parameters
     ----------
@@ -292,7 +349,7 @@ def choose_genes(
         except ValueError as error:  # the trend of variances fails on small panels
             raise ValueError(
                 f"{part.n_vars} genes on {part.n_obs} training spots are too few to rank by variance ({error}). Pass "
-                f"n_genes={part.n_vars} to take them all, or name some with genes=."
+                f"genes={part.n_vars} to take them all, or name some with genes=."
             ) from error
         chosen[chosen] = ranked["highly_variable"].to_numpy(dtype=bool)
     return chosen
@@ -301,16 +358,16 @@ def choose_genes(
 def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float = 0.95) -> pd.DataFrame:
     """Compare models by their paired differences, with intervals.
 
-    Splits and sections differ in difficulty by more than models do, but alike for all models: differences on the same
-    hidden spots show what means over different ones drown. The interval is Student's t interval for the mean of the
+    Splits and sections differ in difficulty by more than models do, but equally for all models: differences on the same
+    held-out spots reveal what means over different ones hide. The interval is Student's t interval for the mean of the
     differences of gene-averaged scores, one difference for each repeat of each section. Repeats on one section share
-    spots, so with a single section it speaks of other splits of that section, not of other tissue.
+    spots, so with a single section it covers other splits of that section, not other tissue.
 
     Parameters
     ----------
     table
-        From :func:`sthisto.tl.evaluate`, or several of them joined, where ``library`` or a column that you add tells
-        sections apart.
+        From :func:`sthisto.tl.evaluate`, or several of them joined, where ``section`` or a column that you add identifies
+        the section.
     metric
         The score to compare by.
     confidence
@@ -326,13 +383,13 @@ def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float =
     KeyError
         ``metric`` is not in the table.
     ValueError
-        Confidence outside (0, 1), fewer than two models, or rows that nothing tells apart.
+        Confidence outside (0, 1), fewer than two models, or rows that no column distinguishes.
 
     Examples
     --------
     >>> rows = [("a", r, 0.3 + r / 10) for r in range(3)] + [("b", r, 0.1 + r / 9) for r in range(3)]
     >>> table = pd.DataFrame(rows, columns=["model", "repeat", "value"])
-    >>> table = table.assign(split="random", library="s", gene=np.nan, metric="pearson")
+    >>> table = table.assign(split="random", section="s", gene=np.nan, metric="pearson")
     >>> compare(table).round(3)
         split model other  difference    low   high  n
     0  random     a     b       0.189  0.161  0.216  3
@@ -343,7 +400,7 @@ def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float =
     means = means[means["model"] != CEILING]
     units = [str(name) for name in means if name not in ("model", "gene", "genes", "metric", "value")]
     if means.duplicated(["model", *units]).any():
-        raise ValueError(f"rows repeat each other in {', '.join(units)}: add a column that tells the sections apart.")
+        raise ValueError(f"rows repeat each other in {', '.join(units)}: add a column that identifies the section.")
     wide = means.pivot(index=units, columns="model", values="value")[means["model"].unique()]
     if wide.shape[1] < 2:
         raise ValueError(f"a comparison takes two models or more; the table has {', '.join(map(str, wide))}.")
@@ -384,14 +441,14 @@ def _interval(differences: NDArray[np.float64], confidence: float) -> tuple[floa
     return mean, mean - half, mean + half, n
 
 
-def _long(model: str, library: str, genes: Sequence[str], figures: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+def _long(model: str, section: str, genes: Sequence[str], figures: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
     """One row a metric and gene, the mean over genes first; genes without a score do not count."""
     scored = {name: figure[np.isfinite(figure)] for name, figure in figures.items()}
     values = [[each.mean() if len(each) else np.nan, *figures[name]] for name, each in scored.items()]
     return pd.DataFrame(
         {
             "model": model,
-            "library": library,
+            "section": section,
             "gene": [np.nan, *genes] * len(values),
             "metric": np.repeat(list(figures), 1 + len(genes)),
             "value": np.concatenate(values),
@@ -399,11 +456,11 @@ def _long(model: str, library: str, genes: Sequence[str], figures: Mapping[str, 
     )
 
 
-def _simple(expression: NDArray[np.float32], hidden: Mask, *, copy: bool) -> NDArray[np.float32]:
+def _simple(expression: NDArray[np.float32], held_out: Mask, *, copy: bool) -> NDArray[np.float32]:
     """(n, g) the training means, or the training values where there are any."""
-    predicted = np.tile(expression[~hidden].mean(axis=0), (len(expression), 1))
+    predicted = np.tile(expression[~held_out].mean(axis=0), (len(expression), 1))
     if copy:
-        predicted[~hidden] = expression[~hidden]
+        predicted[~held_out] = expression[~held_out]
     return predicted
 
 
@@ -411,12 +468,6 @@ def _measured(section: Section) -> NDArray[np.float32]:
     if section.expression is None:
         raise ValueError(f"section {section.name!r} has no measured expression to score against.")
     return section.expression
-
-
-def _rows(section: Section, mask: Mask, *, with_expression: bool = False) -> Section:
-    """Only some spots of a section; what is not to be learnt from is not handed on."""
-    whole = replace(section, expression=_measured(section) if with_expression else None)
-    return whole.keep(np.flatnonzero(mask))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sthisto import _data, evaluation, pp, tl
@@ -129,14 +130,14 @@ def run_evaluate(job: Job) -> tuple[dict[str, Any], str]:
         table = tl.evaluate(
             adata,
             models,
-            split=args.split or ("random", "block"),
-            fraction=args.fraction,
+            split=[
+                replace(evaluation.SPLITS[each], fraction=args.fraction) for each in args.split or evaluation.SPLITS
+            ],
             n_repeats=args.repeats,
             counts_layer=counts,
-            n_genes=N_GENES,
             features_key=FEATURES,
             layer=None if counts or args.layer == "X" else args.layer,
-            genes=None if args.genes is None else names_in(args.genes),
+            genes=names_in(args.genes) if args.genes is not None else N_GENES if counts else None,
             library_key=args.library_key,
             image=image_in(args.image),
             random_state=args.seed or 0,
