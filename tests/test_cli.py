@@ -146,18 +146,19 @@ def test_bounds_of_new_measurements(path, section, tmp_path, capsys):
     assert (dense.layers["low"] <= dense.layers["high"]).all()
 
 
-def test_genes_are_judged_and_the_map_conserves(path, section, tmp_path, capsys):
+def test_genes_are_tested_and_the_map_keeps_spot_means(path, section, tmp_path, capsys):
     options = "--model", "ridge", "--test-genes", "--match-spot-means"
     told(capsys, "upsample", path, "-o", tmp_path / "dense.h5ad", *options)
     expected = section.copy()
     sthisto.pp.extract_features(expected)
-    sthisto.tl.fit(expected, "ridge", test_genes=True)
+    sthisto.tl.fit(expected, "ridge")
+    sthisto.tl.test_genes(expected)
     expected = sthisto.tl.upsample(expected, 2, match_spot_means=True)
     dense = ad.read_h5ad(tmp_path / "dense.h5ad")
     assert_array_equal(dense.X, expected.X)
-    for column in ("pcc_heldout", "qvalue_heldout"):
+    for column in ("sthisto_pearson", "sthisto_qvalue"):
         assert_array_equal(dense.var[column], expected.var[column])
-    assert dense.var["pcc_heldout"].notna().all()
+    assert dense.var["sthisto_pearson"].notna().all()
 
 
 def test_no_features_for_a_model_that_reads_none(path, tmp_path, capsys):
@@ -366,7 +367,7 @@ MISTAKES = {
     "no_coordinates": ("features s.h5ad -o d.h5ad", without("obsm", "spatial"), "no spot coordinates"),
     "no_image": ("upsample s.h5ad -o d.h5ad --model ridge", without("uns", "spatial"), "Pass --image with the"),
     "lost_image": ("features s.h5ad -o d.h5ad --image lost.jpg", None, "lost.jpg"),
-    "small_image": ("features s.h5ad -o d.h5ad --image small.png", None, "outside the image"),
+    "small_image": ("features s.h5ad -o d.h5ad --image small.png", None, "is blank"),
     "no_image_file": ("features s.h5ad -o d.h5ad --image text.h5ad", None, "text.h5ad"),
     "two_images": ("features s.h5ad -o d.h5ad --image a.png --image b.png", None, "SECTION=FILE"),
     "scale": ("features s.h5ad -o d.h5ad --mpp 9", None, "9 um/px"),
@@ -518,3 +519,21 @@ def test_logging_and_warnings_are_left_as_they_were(path, tmp_path):
 )
 def test_settings_of_a_model(model, given, expected):
     assert params_in(model, given) == expected
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_section_on_one_page(path, tmp_path, capsys):
+    picture = tmp_path / "spots.png"
+    checks = told(capsys, "check", path, "--picture", picture)["checks"]
+    status = {each["check"]: each["status"] for each in checks}
+    assert (status["image"], status["coordinates"], status["scale"]) == ("ok", "ok", "ok")
+    assert picture.stat().st_size > 10_000
+
+
+def test_contradictions_are_an_exit_code(section, tmp_path, capsys):
+    section.obsm["spatial"] = section.obsm["spatial"] + 1e5
+    section.write_h5ad(tmp_path / "moved.h5ad")
+    assert main(["check", str(tmp_path / "moved.h5ad")]) == 1
+    assert "contradictory synthetic_0 coordinates: 40 of 40 points are outside" in capsys.readouterr().out

@@ -259,7 +259,7 @@ def test_a_picture_without_scale_and_spots_is_told(folder, capsys):
     assert main(["batch", "sheet.csv", "-o", "out", "--model", "ridge", "--grid", "1", "--quiet"]) == 1
     out, _ = capsys.readouterr()
     assert "c: failed: the scale of c.png is unknown" in out
-    assert "pass --mpp (micrometres per pixel)" in out
+    assert "pass --mpp (micrometers per pixel)" in out
 
 
 MISTAKES = {
@@ -329,7 +329,7 @@ def test_without_any_section_to_learn_from(folder, capsys):
     for name in "ab":
         Path(f"{name}.png").write_bytes(b"no picture")
     assert run() == 2
-    assert "no measured section can be learnt from" in capsys.readouterr().err.splitlines()[-1]
+    assert "no measured section can be fitted" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_options_are_refused_before_the_work(folder, capsys):

@@ -527,7 +527,7 @@ def test_bad_grids(section, sections, refuses, encoder):
     with refuses(section, ValueError, "no point of the grid is within max_distance=1"):
         upsample(section, [[1e6, 1e6]], max_distance=1, encoder=encoder)
     fit(sections, library_key="library")
-    with refuses(sections, ValueError, "adata holds 2 .synthetic_0, synthetic_1.: pass one"):
+    with refuses(sections, ValueError, "belong to one section, but adata has 2: pass one"):
         upsample(sections, [[1.0, 1.0]])
 
 

@@ -66,7 +66,6 @@ def with_features(adata: AnnData, sections: Mapping[str, SectionData], key: str)
     """
     with_metadata = add_metadata(adata, sections, key)
     read = {name: replace(each, features=features(adata, key, each.rows)) for name, each in with_metadata.items()}
-    refuse_changed(adata, key)
     described = {name: each.metadata for name, each in read.items() if each.metadata is not None}
     settings = {name: metadata.settings() for name, metadata in described.items()}
     if described and len(described) < len(read):
@@ -79,6 +78,7 @@ def with_features(adata: AnnData, sections: Mapping[str, SectionData], key: str)
                 f"obsm[{key!r}] of sections {first!r} and {name!r} were made differently ({differs}). Extract the "
                 "features of all sections with one encoder and one patch size."
             )
+    refuse_changed(adata, key)
     return read
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sthisto import grids
 from sthisto._data._fit_record import Fit
+from sthisto._data._scale import known_mpp
 from sthisto._data._section import SectionData, spatial_entries
 from sthisto._data._store import ARRAY, COORDINATES, gene_columns, gene_names, records, write, write_record
 
@@ -135,7 +136,7 @@ def _points_obs(
     else:
         obs["measured"] = (distance == 0) & trained[spot]
     obs["nearest_spot"] = names[spot]
-    obs["distance_um"] = distance * (np.nan if section.mpp is None else section.mpp)
+    obs["distance_um"] = distance * known_mpp(adata, section)
     if library_key:
         obs.index = section.name + "_" + obs.index
         obs[library_key] = section.name

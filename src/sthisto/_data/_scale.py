@@ -116,6 +116,14 @@ def scale_sources(
     return known
 
 
+def known_mpp(adata: AnnData, section: SectionData) -> float:
+    """Micrometers per pixel as far as they are known without the image and without a guess; NaN where they are not."""
+    if section.mpp is not None:
+        return section.mpp
+    certain = [source.mpp for source in scale_sources(adata, section, None) if not source.guessed]
+    return certain[0] if certain else float("nan")
+
+
 def contradicted(section: SectionData, sources: list[ScaleSource]) -> str:
     """Figures that disagree, "" where none do."""
     figures = [source.mpp for source in sources]

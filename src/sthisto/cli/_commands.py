@@ -42,7 +42,8 @@ def run_check(job: Job) -> tuple[dict[str, Any], str]:
     checks = report.to_dict("records")
     lines = []
     for each in checks:
-        lines.append(f"{each['status']:13s} {each['section']} {each['check']}: {each['value']}".replace("  ", " "))
+        subject = " ".join(filter(None, (each["section"], each["check"])))
+        lines.append(f"{each['status']:13s} {subject}: {each['value']}")
         lines += [f"{'':14s}{each['advice']}"] if each["advice"] else []
     return {"checks": checks}, "\n".join(lines)
 
