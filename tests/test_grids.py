@@ -441,7 +441,7 @@ def test_held_out_blocks_keep_neighbors_from_telling():
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, np.nan])
 def test_hold_out_refuses_to_hide_all_or_none(fraction):
-    with pytest.raises(ValueError, match="fraction should lie between 0 and 1"):
+    with pytest.raises(ValueError, match="fraction should be between 0 and 1"):
         hold_out(square_of_sites(4), fraction, random_state=0)
 
 

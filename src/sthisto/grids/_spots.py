@@ -157,7 +157,7 @@ def hold_out(
     spots, random = positions(xy), np.random.default_rng(random_state)
     if not 0 < fraction < 1:
         raise ValueError(
-            f"fraction should be between 0 and 1, so that spots are hidden and spots are left; got {fraction}."
+            f"fraction should be between 0 and 1, so that some spots are held out and some are left; got {fraction}."
         )
     if block is None:
         return random.permutation(len(spots)) < round(fraction * len(spots))
