@@ -5,6 +5,9 @@ import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
 
 PACKAGE = str(Path(__file__).parent)
 
@@ -29,3 +32,9 @@ def near(name: str, names: Iterable[str]) -> str:
     there = [str(each) for each in names]
     close = get_close_matches(name, there, n=3)
     return f"did you mean {listed(close)}?" if close else f"there: {listed(there)}"
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, **options: Any) -> Any:
+    """Give a bar of tqdm, which the environment (``TQDM_DISABLE``) and ``shown`` can both turn off."""
+    hidden = {} if shown else {"disable": True}  # disable=False would override the environment
+    return tqdm(iterable, **options, **hidden)

@@ -1,8 +1,8 @@
 """Training of networks: device, seeds, the loop, and weights as plain arrays.
 
 Layers draw (first weights, dropout) inside :func:`seeded`, which restores torch's global random state; the order of the
-minibatches comes from a generator of its own. The same ``random_state`` gives the same bits on a CPU, in threads too: as
-layers of torch know one generator only, :func:`seeded` lets one thread in at a time. A forked child computes on one
+minibatches comes from a generator of its own. The same ``random_state`` gives the same bits on a CPU, in threads too:
+as layers of torch know one generator only, :func:`seeded` lets one thread in at a time. A forked child computes on one
 thread, since the threads of its parent are not there.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+
+from sthisto._messages import progress_bar
 
 Rows = NDArray[np.intp]
 Curves = dict[str, NDArray[np.float64]]
@@ -202,7 +203,7 @@ def train(
     best: dict[str, Tensor] = {}
     with (
         seeded(random_state, device),
-        tqdm(range(schedule.epochs), desc=label, unit="epoch", disable=not progress) as bar,
+        progress_bar(range(schedule.epochs), desc=label, unit="epoch", shown=progress) as bar,
     ):
         for epoch in bar:
             module.train()

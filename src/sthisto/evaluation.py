@@ -224,8 +224,8 @@ class Split:
 
         ``"gene mean"`` is the mean over the training spots; it does not vary, so its correlation is counted as 0.
         ``"ceiling"``, where there are counts, is the Pearson r that a perfect predictor of the true rates would reach
-        on the held-out spots (:func:`sthisto.metrics.noise_ceiling`). Where all spots are scored there is no ceiling but
-        ``"training values"``, which copies them.
+        on the held-out spots (:func:`sthisto.metrics.noise_ceiling`). Where all spots are scored there is no ceiling
+        but ``"training values"``, which copies them.
 
         Parameters
         ----------
@@ -366,8 +366,8 @@ def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float =
     Parameters
     ----------
     table
-        From :func:`sthisto.tl.evaluate`, or several of them joined, where ``section`` or a column that you add identifies
-        the section.
+        From :func:`sthisto.tl.evaluate`, or several of them joined, where ``section`` or a column that you add
+        identifies the section.
     metric
         The score to compare by.
     confidence

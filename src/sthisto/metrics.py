@@ -77,8 +77,8 @@ def spearman(truth: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
 def mse(truth: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
     """Mean squared error over spots of every gene.
 
-    Other than a correlation it penalizes a wrong level and a prediction that is too bold, and the gene's variance is its
-    yardstick: that is what predicting the mean scores.
+    Other than a correlation it penalizes a wrong level and a prediction that is too bold, and the gene's variance is
+    its yardstick: that is what predicting the mean scores.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """The only part that knows where things are in AnnData and SpatialData.
 
 Readers turn a table into plain records and arrays and refuse what the models could not survive, with what was
-expected, what is there and what to do. Writers put results back in one step, so an error on the way leaves the user's object
-as it was. State is data: strings, numbers, arrays and one safetensors blob, which h5ad and zarr keep to the bit.
+expected, what is there and what to do. Writers put results back in one step, so an error on the way leaves the user's
+object as it was. State is data: strings, numbers, arrays and one safetensors blob, which h5ad and zarr keep to the bit.
 """
 
 from sthisto._data._features import (

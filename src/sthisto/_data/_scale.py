@@ -1,8 +1,8 @@
 """Micrometers per pixel: everything that is known of it, compared, and the most reliable taken.
 
-Sources in order of reliability: what the user passes (``mpp``, ``pitch_um``); the scale factors of Space Ranger; the image
-file's own resolution; the record of features taken earlier; the size of the bins; and the pitch of the array, which is
-known for Visium only. Sources that disagree by more than ``TOLERANCE`` are refused with all figures.
+Sources in order of reliability: what the user passes (``mpp``, ``pitch_um``); the scale factors of Space Ranger; the
+image file's own resolution; the record of features taken earlier; the size of the bins; and the pitch of the array,
+which is known for Visium only. Sources that disagree by more than ``TOLERANCE`` are refused with all figures.
 """
 
 import logging

@@ -20,8 +20,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    Pipelines need to distinguish a mistake in their input from a fault of the program: the first is one line on stderr and 2,
-    the second a traceback.
+    Pipelines need to distinguish a mistake in their input from a fault of the program: the first is one line on
+    stderr and 2, the second a traceback.
 
     Parameters
     ----------

@@ -9,7 +9,8 @@ from typing import Any
 
 import pooch
 import requests
-from tqdm.auto import tqdm
+
+from sthisto._messages import progress_bar
 
 logger = logging.getLogger("sthisto")
 
@@ -104,7 +105,8 @@ def _more(url: str, path: Path, progress: bool) -> None:  # noqa: FBT001
 
 
 def _append(answer: requests.Response, part: Path, begun: int, total: int | None, progress: bool) -> None:  # noqa: FBT001
-    bar = tqdm(total=total, initial=begun, unit="B", unit_scale=True, desc=part.stem, disable=not progress, leave=False)
+    options = {"unit": "B", "unit_scale": True, "desc": part.stem, "leave": False}
+    bar = progress_bar(total=total, initial=begun, shown=progress, **options)
     with part.open("r+b" if begun else "wb") as file, bar:
         file.seek(begun)
         for block in answer.iter_content(BLOCK):

@@ -330,7 +330,7 @@ def _draw_genes(n_genes: int, rng: Generator) -> dict[str, NDArray[Any]]:
 
 
 def _share(tissue: _Tissue, genes: dict[str, NDArray[Any]], xy: Floats) -> Floats:
-    """(m, g) share of every gene in the counts. Each kind has a fixed part, so that no kind carries information on another."""
+    """(m, g) share of every gene in the counts. Each kind has a fixed part, so that none depends on another."""
     gradient, gland, density, hidden, other = tissue.maps(xy)
     responses = [
         *_regions(gradient, gland),

@@ -13,8 +13,8 @@ from sthisto import grids
 def carry(labels: Sequence[Any] | NDArray[Any], points: ArrayLike, spots: ArrayLike) -> NDArray[Any]:
     """Carry the labels of points to the spots: each point votes for the spot nearest to it.
 
-    A dense map has several points around a spot, and one point's label is noisier than the label of most of them. Ties go
-    to the label of the point nearest to the spot, and so does a spot that no point is nearest to.
+    A dense map has several points around a spot, and one point's label is noisier than the label of most of them.
+    Ties go to the label of the point nearest to the spot, and so does a spot that no point is nearest to.
 
     Parameters
     ----------

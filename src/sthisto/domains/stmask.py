@@ -1,10 +1,10 @@
 """STMask: a masked graph autoencoder with two channels, one that guesses spots and one that guesses links.
 
-The feature channel hides the features of some spots behind a learned token and has a graph convolution predict them from
-the spots around; the hidden spots' codes are hidden again before they are decoded, so that only neighbors are informative.
-The link channel drops some links of the graph and has the codes of its own graph convolutions distinguish dropped links
-from pairs that never were. What the spots come down to are the codes of both channels side by side, less noise: their
-leading components.
+The feature channel hides the features of some spots behind a learned token and has a graph convolution predict them
+from the spots around; the hidden spots' codes are hidden again before they are decoded, so that only neighbors are
+informative. The link channel drops some links of the graph and has the codes of its own graph convolutions
+distinguish dropped links from pairs that never were. What the spots come down to are the codes of both channels side
+by side, less noise: their leading components.
 
     A  = D^-1/2 (links + I) D^-1/2
     Z  = A ELU(A X W1) W2                                          (n, 256)

@@ -146,7 +146,7 @@ class Lattice:
 
     @property
     def kind(self) -> Literal["hexagonal", "square", "oblique"]:
-        """Hexagonal where the three shortest vectors are of similar length (15 %), square where two and their diagonals are."""
+        """Hexagonal where the three shortest vectors have similar lengths (15 %), square where two do."""
         a, b = reduce(self.basis)[0]
         if similar_lengths(a, b, b - a):
             return "hexagonal"

@@ -123,8 +123,8 @@ def hold_out(
 ) -> NDArray[np.bool_]:
     """Choose spots to hide, at random or in whole square blocks.
 
-    A spot whose neighbors are known is easy to guess, so a score on single hidden spots measures how well a method fills
-    gaps. Hiding whole blocks removes the neighbors and scores longer distances, as
+    A spot whose neighbors are known is easy to guess, so a score on single hidden spots measures how well a method
+    fills gaps. Hiding whole blocks removes the neighbors and scores longer distances, as
     ``BlockShuffleSplit`` of verde does (Uieda 2018, doi:10.21105/joss.00957).
 
     Parameters

@@ -7,10 +7,10 @@ other and Psi = D^-1/2 K L^-T, a single eigendecomposition Psi^T Psi = B diag(k)
 
     u = L^-T B diag(1 / (k + e)) B^T Psi^T D^-1/2 z,    evidence: log det(Psi Psi^T + e I)
 
-(Quinonero-Candela and Rasmussen 2005, JMLR 6, section 4). Leave-one-out predictions follow from the leverages (Rasmussen
-and Williams 2006, eq. 5.12). Where every spot is an inducing point, D^-1/2 K D^-1/2 itself is decomposed, exactly.
-Otherwise Psi^T Psi is put together from products of P, F and level, which are summed over blocks of spots once for the
-whole grid: nothing of size n x j is held, and the cost is linear in n.
+(Quinonero-Candela and Rasmussen 2005, JMLR 6, section 4). Leave-one-out predictions follow from the leverages
+(Rasmussen and Williams 2006, eq. 5.12). Where every spot is an inducing point, D^-1/2 K D^-1/2 itself is decomposed,
+exactly. Otherwise Psi^T Psi is put together from products of P, F and level, which are summed over blocks of spots
+once for the whole grid: nothing of size n x j is held, and the cost is linear in n.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +127,7 @@ class KernelAverage:
         return predicted
 
     def unfitted_level(self, spots: Spots, inducing: Spots, values: KernelValues) -> Floats:
-        """Level (f,) of a section that was not fitted: with it spots, predicted from their features, average to zero."""
+        """Level (f,) of a section that was not fitted: spots predicted from their features average to zero."""
         nowhere = np.full(len(spots), -1)
         stained = Spots(spots.xy, spots.features, nowhere, nowhere, spots.similarity)
         total = sum(self.predict(stained[rows], inducing, values).sum(axis=0) for rows in _blocks(len(spots)))

@@ -84,8 +84,8 @@ class Kriging(Model):
     ) -> tuple[SectionStandardizer, Floats, Floats, Floats]:
         """Standardizer, components (d, q), reduced features (n, q) and feature lengths, on the scale that fits best.
 
-        ``evidence`` gives the log marginal likelihood of the sampled spots' reduced features and feature lengths. Columns
-        that are principal components carry information in their variances, others in different units do not.
+        ``evidence`` gives the log marginal likelihood of the sampled spots' reduced features and feature lengths.
+        Columns that are principal components carry information in their variances, others in different units do not.
         """
         fits = []
         for common in (False, True):

@@ -96,9 +96,9 @@ class Model(ABC):
     Subclasses are dataclasses whose fields are the user's ``params``; types and ranges of the annotations are checked
     when one is made. They implement ``_fit`` and ``_predict`` and name the arrays of their state.
 
-    Laws, tested for every entry of :data:`sthisto.models.MODELS`: permuting the points permutes the prediction; a second
-    ``fit`` with the same ``random_state`` gives the same bits on a CPU; ``restore(state())`` predicts the same bits;
-    nothing but the sections given to ``fit`` affects a prediction.
+    Laws, tested for every entry of :data:`sthisto.models.MODELS`: permuting the points permutes the prediction; a
+    second ``fit`` with the same ``random_state`` gives the same bits on a CPU; ``restore(state())`` predicts the same
+    bits; nothing but the sections given to ``fit`` affects a prediction.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What models that train a network have in common: weights as part of the state, the device, held-out spots, patches."""
+"""What models that train a network share: weights as part of the state, the device, held-out spots, patches."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -126,7 +126,7 @@ class _Search:
 def register_sections(
     xy: Floats, z: Floats, section: NDArray[np.int64], correlation: Floats | None = None, pitch_um: Floats | None = None
 ) -> RigidTransforms:
-    """Find the transforms of sections from pooled spots: positions (n, 2) in pitches, factors (n, f) and section numbers (n,).
+    """Find the transforms of sections from pooled spots: positions (n, 2), factors (n, f), section numbers (n,).
 
     Frames are tried in the order of the sections' ``correlation`` (s, s); those of another ``pitch_um`` (s,), NaN where
     it is not known, are not tried.

@@ -10,12 +10,13 @@ position p (in spot pitches) reads each factor from the inducing points j, measu
     a_h(i, j) = exp(-|f_i - f_j|^2 / 2 r_h^2)  of image features, among all sections
 
 The values u are not the measured z themselves but solved from them, so that neighbors that carry the same information
-do not count twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from all spots the prediction returns to the
-gene means. A softmax with learned metrics in their place was tried and is less accurate on every section
+do not count twice (kriging: Rasmussen and Williams 2006, eq. 2.25), and far from all spots the prediction returns to
+the gene means. A softmax with learned metrics in their place was tried and is less accurate on every section
 (benchmarks/LABBOOK.md): a few hundred noisy spots do not carry thousands of weights.
 
 - Loadings are shrunk towards zero as far as their standard errors require, with a prior estimated from all genes
-  (adaptive shrinkage: Stephens 2017; models/_factors.py): most of a gene's loading on a factor is noise of a few hundred spots.
+  (adaptive shrinkage: Stephens 2017; models/_factors.py): most of a gene's loading on a factor is noise of a few
+  hundred spots.
 - Spots are weighted by their measurement precision: spot j has noise variance v_j, estimated by a first smoothing, so a
   spot with few molecules counts less, in the factors and as context.
 - No hyperparameter is set to a single best value: kernels are averaged over a small grid of (l, r, feature weight,
@@ -39,8 +40,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
+from sthisto._messages import progress_bar
 from sthisto._statistics import leading_components
 from sthisto.models._factors import TINY, Factors, normalized_variance, spot_variance
 from sthisto.models._kernels import KernelAverage, KernelValues, Spots
@@ -212,7 +213,7 @@ class _Solver:
         features_only = replace(self.average, feature_weights=FEATURES_ONLY)
         total = len(gene_mean) * len(self.average.grid) + len(features_only.grid)
         solutions, predictions = [], []
-        with tqdm(total=total, desc="attention", unit="kernel", disable=not progress) as bar:
+        with progress_bar(total=total, desc="attention", unit="kernel", shown=progress) as bar:
             for section, mean in enumerate(gene_mean):
                 training = self._gather(section)
                 held_out = self._held_out(section, training)
@@ -237,7 +238,7 @@ class _Solver:
         return TrainingSet(rows, spots, inducing, self.variance[rows], factors)
 
     def _donor_rows(self, section: int) -> tuple[Rows, Rows, Floats]:
-        """Rows of the pool that a section is fitted with, which of them are inducing points, similarity (n,) of each."""
+        """Rows of the pool to fit a section with, which of them are inducing points, similarity (n,) of each."""
         pool, n_inducing = self.pool, self.model.n_inducing
         if section == UNFITTED:
             central = centrality(self.similarity)

@@ -10,8 +10,8 @@ standardized features and r a multiple of their median distance. M and the const
 its own, hold within a section only; features are compared across sections, and that is how one section helps another.
 
 No hyperparameter is set by the single best marginal likelihood (eq. 5.8): a few hundred spots do not distinguish l from
-2 l, and the best fit is overconfident. Predictions are averaged over a small grid of (w, l, r, noise), s2 maximized out,
-weighted by the marginal likelihood to the power 0.3 (a power posterior: Gruenwald and van Ommen 2017, Bayesian
+2 l, and the best fit is overconfident. Predictions are averaged over a small grid of (w, l, r, noise), s2 maximized
+out, weighted by the marginal likelihood to the power 0.3 (a power posterior: Gruenwald and van Ommen 2017, Bayesian
 Analysis). It is the kriging of ``models/_kernels.py`` with every spot as an inducing point, all of the same precision;
 ``model="attention"`` is linear in the spots, weights them, and registers sections.
 """
@@ -119,7 +119,7 @@ def _factors(y: Floats, n_factors: int) -> tuple[Floats, Floats]:
 def _warn_if_many(n: int) -> None:
     if n > MANY:
         warnings.warn(
-            f"gp is exact, so its cost grows with the cube of the spots: {n} of them need about {n**2 * 100 / 1e9:.0f} GB "
+            f"gp is exact, so its cost grows with the cube of the spots: {n} need about {n**2 * 100 / 1e9:.0f} GB "
             f"and {(n / 1800) ** 3 / 2:.0f} minutes on one core. model='attention' is linear in the spots.",
             stacklevel=4,
         )

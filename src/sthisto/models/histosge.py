@@ -1,8 +1,8 @@
 r"""HisToSGE: multi-head attention over the image features and positions of the spots around (arXiv 2407.20518).
 
 A spot i has PILM features f_i (of the pathology image large model), mean color c_i and position p_i in spot pitches. A
-feature map joins them to a token, one pre-norm transformer block lets it attend to its context N(i), and a head predicts
-its genes:
+feature map joins them to a token, one pre-norm transformer block lets it attend to its context N(i), and a head
+predicts its genes:
 
     t_i = W_f f_i + W_c c_i + W_p s(p_i)                                                                  feature map
     h_i = t_i + W_o [softmax_j(q_i k_j^T / sqrt(64)) v_j]_heads,  q, k, v from LN(t),  j in N(i) and i    attention
@@ -303,7 +303,7 @@ class HisToSGE(NetworkModel):
         )
 
     def _position_codes(self, xy: NDArray[np.float64], section: NDArray[np.intp]) -> NDArray[Any]:
-        """Position codes: sines and cosines (m, 32), or whole pitches (m, 2); none for a section that was not fitted."""
+        """Position codes: sines and cosines (m, 32), or whole pitches (m, 2); none for an unfitted section."""
         fitted = (section >= 0)[:, None]
         away = xy - self.arrays["origin"][section]
         if self._scripts:

@@ -66,16 +66,16 @@ def genes(
     One color scale for all panels shows what the prediction adds and what it smooths away. Spots are discs of their
     true diameter. Dense points, bins of Visium HD and the spots of arrays more than 40 spots wide are the cells of
     their lattice, without gaps. The title has the gene's correlation on held-out spots where
-    :func:`sthisto.tl.test_genes` measured it, and a warning where that is below 0.1, or where image features predict the gene
-    no better than they predict random patterns of the same smoothness (q of 0.05 or more).
+    :func:`sthisto.tl.test_genes` measured it, and a warning where that is below 0.1, or where image features predict
+    the gene no better than they predict random patterns of the same smoothness (q of 0.05 or more).
 
     Parameters
     ----------
     adata
         Measured spots, ``obsm["spatial"]`` (n, 2) in full-resolution pixels, x then y; or a SpatialData or
-        :class:`sthisto.SpatialDataView`, as for every other argument that takes an AnnData. Image, scale factors and spot
-        diameter are read from ``uns["spatial"]``; a spot of unknown diameter is drawn 0.55 of the pitch wide, as on
-        Visium. A scale bar is drawn where the micrometers per pixel are known.
+        :class:`sthisto.SpatialDataView`, as for every other argument that takes an AnnData. Image, scale factors and
+        spot diameter are read from ``uns["spatial"]``; a spot of unknown diameter is drawn 0.55 of the pitch wide, as
+        on Visium. A scale bar is drawn where the micrometers per pixel are known.
     genes
         One or several of ``var_names``. Many are arranged in a grid.
     dense
@@ -159,7 +159,7 @@ def _source(
         raise ValueError(f"no panel {kind!r}: there are 'measured', 'denoised', 'dense' and 'uncertainty'.")
     if kind != "measured" and layers[kind] not in adata.layers:
         raise KeyError(
-            f"no layer {layers[kind]!r} in adata.layers (found: {_data.layer_names(adata)}): run sthisto.tl.predict(adata) "
+            f"no layer {layers[kind]!r} (found: {_data.layer_names(adata)}): run sthisto.tl.predict(adata) "
             "first, or pass key=."
         )
     if kind == "measured":  # which may be counts: these have a color scale of their own

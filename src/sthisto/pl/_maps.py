@@ -55,8 +55,8 @@ def draw_genes(
 ) -> PanelGrid:
     """Draw a block of maps for every gene and section.
 
-    ``titles`` are of every gene: its title, a note on its predictability, and whether that is a warning. ``style`` holds
-    ``vmin``, ``vmax``, ``cmap`` and ``norm`` of the first panel's unit, and properties of all patches.
+    ``titles`` are of every gene: its title, a note on its predictability, and whether that is a warning. ``style``
+    holds ``vmin``, ``vmax``, ``cmap`` and ``norm`` of the first panel's unit, and properties of all patches.
     """
     every = [drawn for section in maps.values() for drawn in section]
     units = list(dict.fromkeys(drawn.unit for drawn in every))

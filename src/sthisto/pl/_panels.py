@@ -55,8 +55,8 @@ def panel_grid(
 ) -> PanelGrid:
     """Make the axes of a block of panels for every section, with image and scale bar.
 
-    ``frames`` are the (2, 2) limits of x and y of every section, by its name, and ``repeats`` the blocks of each: one for
-    every gene. ``text_inches`` is the height of the text above and below a panel.
+    ``frames`` are the (2, 2) limits of x and y of every section, by its name, and ``repeats`` the blocks of each: one
+    for every gene. ``text_inches`` is the height of the text above and below a panel.
     """
     images = {name: section_image(adata, name) for name in frames} if image else {}
     own_panel = image == "panel" and any(images.values())

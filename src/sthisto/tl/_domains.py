@@ -35,7 +35,8 @@ def spatial_domains(
 
     One spot has too few counts to be assigned by its expression alone. ``stagate`` and ``stmask`` learn an embedding
     of each spot with its neighbors and cluster that; ``kmeans`` and ``leiden`` cluster the spots one by one. All work
-    on measured expression, on predictions (``layer="sthisto"``) and on dense maps from :func:`upsample`. Labels do not depend on the order of the rows.
+    on measured expression, on predictions (``layer="sthisto"``) and on dense maps from :func:`upsample`. Labels do
+    not depend on the order of the rows.
 
     Parameters
     ----------

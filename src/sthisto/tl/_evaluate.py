@@ -55,7 +55,8 @@ def evaluate(
     adata
         Section with spot centers in ``obsm["spatial"]``, log-normalized expression or counts, and image features.
     models
-        Names in :data:`sthisto.models.MODELS`, or a mapping of names to params, as ``{"attention": {"n_factors": 20}}``.
+        Names in :data:`sthisto.models.MODELS`, or a mapping of names to params, as ``{"attention": {"n_factors":
+        20}}``.
     split
         ``"random"``, ``"block"``, or objects such as :class:`sthisto.evaluation.BlockSplit` with another fraction or
         block; :class:`sthisto.evaluation.AllSpotsSplit` is the protocol of HisToSGE's scripts.
@@ -166,7 +167,7 @@ def _splits(split: "str | Split | Iterable[str | Split]") -> "list[Split]":
     known = (evaluation.RandomSplit, evaluation.BlockSplit)
     if not names or not all(isinstance(each, known) or each in evaluation.SPLITS for each in names):
         raise ValueError(
-            f"split={split!r}: expected 'random', 'block', both, or objects such as evaluation.BlockSplit(fraction=0.3)."
+            f"split={split!r}: expected 'random', 'block', both, or objects as evaluation.BlockSplit(fraction=0.3)."
         )
     return [evaluation.SPLITS[each] if isinstance(each, str) else each for each in names]
 

@@ -1,7 +1,7 @@
 """DeepSpaCE: expression from the patch around a spot, by a VGG16 (Monjo et al. 2022, Scientific Reports).
 
-The patch x is 2.5 times as wide as the spot (137.5 um on Visium), resampled to 224 px. The last layer of a VGG16 trained
-on ImageNet is replaced by one for the genes:
+The patch x is 2.5 times as wide as the spot (137.5 um on Visium), resampled to 224 px. The last layer of a VGG16
+trained on ImageNet is replaced by one for the genes:
 
     y(x) = mean + W v(x) + b,    loss = smooth L1 of (y - measured), mean over spots and genes
 

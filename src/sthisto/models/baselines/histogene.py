@@ -11,9 +11,9 @@ by mean squared error and Adam, rate 1e-5, 100 epochs, a section a step.
 
 Differences from the authors' code
 - A prediction does not depend on which other points are predicted. There the sequence is whatever section is predicted,
-  and four times as many points make another sequence. Here it is the training spots, whose embeddings are kept, and each
-  point attends to them and to itself: nothing attends to points. A point on a fitted spot attends to that spot and to
-  itself.
+  and four times as many points make another sequence. Here it is the training spots, whose embeddings are kept, and
+  each point attends to them and to itself: nothing attends to points. A point on a fitted spot attends to that spot
+  and to itself.
 - The positions of a section that was not fitted are unknown to the model: its points take the mean position embedding,
   and attend to the fitted spots of all sections. The authors predict such a section as a sequence of its own.
 - Positions are continuous, in units of the spots' pitch from the section's corner, and embeddings are interpolated

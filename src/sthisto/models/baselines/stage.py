@@ -155,7 +155,7 @@ class Stage(NetworkModel):
         names = unpack_names(self.arrays["section_names"])
         if points.name not in names:
             raise ValueError(
-                f"stage reads coordinates alone, which are not comparable in a section that was not fitted: {points.name!r} "
+                f"stage reads coordinates alone, which do not compare in an unfitted section: {points.name!r} "
                 f"(fitted: {names}); use a model that reads the image, such as ridge or attention."
             )
         return names.index(points.name)

@@ -5,8 +5,8 @@ layer, which starts at zero weight and at the gene means, predicts the genes:
 
     y(x) = mean + W d(x) + b,    W = b = 0 at first,    loss = sum over genes (y - measured)^2, mean over spots
 
-by SGD with momentum 0.9, learning rate 1e-6, 50 epochs of batches of 32 patches, each flipped and rotated at random. The
-prediction is the mean over the 8 symmetries of the square.
+by SGD with momentum 0.9, learning rate 1e-6, 50 epochs of batches of 32 patches, each flipped and rotated at random.
+The prediction is the mean over the 8 symmetries of the square.
 
 Differences from the authors' code
 - Gene means are taken per section (with one section that is the same as a bias that starts there), over the training
@@ -114,7 +114,7 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
 
 @dataclass(kw_only=True)
 class PatchRegression(NetworkModel):
-    """What networks from one patch to expression have in common: they read the patch alone, no positions, no neighbors."""
+    """What networks from one patch to expression share: they read the patch alone, no positions, no neighbors."""
 
     backbone: str
     patch_um: Positive
@@ -143,8 +143,8 @@ class PatchRegression(NetworkModel):
         if self.weights is None:
             warnings.warn(
                 f"{type(self).__name__} starts from random weights: a section has too few spots to train an image "
-                'network on, so it will be less accurate than from pretrained ones. Pass params={"weights": "imagenet"}, '
-                "which downloads them, or a local file.",
+                "network on, so it will be less accurate than from pretrained ones. Pass params="
+                "{'weights': 'imagenet'}, which downloads them, or a local file.",
                 stacklevel=4,
             )
         training, validation = split_sections(sections, self.validation_fraction, random_state)

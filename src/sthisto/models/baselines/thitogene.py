@@ -27,7 +27,8 @@ Differences from the authors' code
 - Those of HisToGene: points attend to the fitted spots, whose encodings are kept, and nothing depends on which other
   points are predicted; continuous positions; gene means; a tenth held out. In the graph, too, a point attends to its 5
   nearest fitted spots and itself, and nothing attends to points; one in a section that was not fitted attends to itself
-  alone. A spot is the first of its own 5, in training as in prediction: the map is continuous, and four others are left.
+  alone. A spot is the first of its own 5, in training as in prediction: the map is continuous, and four others are
+  left.
 - Convolutions are followed by group normalisation, not batch normalisation: a patch does not depend on the batch.
 - The convolutions before the capsules are two (32 and 128 channels); the paper leaves them open.
 - The attentions of the dynamic convolution have no temperature.
