@@ -105,7 +105,7 @@ def _more(url: str, path: Path, progress: bool) -> None:  # noqa: FBT001
 
 
 def _append(answer: requests.Response, part: Path, begun: int, total: int | None, progress: bool) -> None:  # noqa: FBT001
-    options = {"unit": "B", "unit_scale": True, "desc": part.stem, "leave": False}
+    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "desc": part.stem, "leave": False}
     bar = progress_bar(total=total, initial=begun, shown=progress, **options)
     with part.open("r+b" if begun else "wb") as file, bar:
         file.seek(begun)
