@@ -12,12 +12,16 @@ from tqdm.auto import tqdm
 PACKAGE = str(Path(__file__).parent)
 
 
+class SthistoWarning(UserWarning):
+    """What a user of the package should change; raise it as an error, or silence it, by this class."""
+
+
 def warn(message: str) -> None:
     """Warn of something that the user should change, at the line that called into the package."""
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]  # None at the end
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, SthistoWarning, stacklevel=level)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:

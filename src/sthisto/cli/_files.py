@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
 
+from sthisto._messages import warn
 from sthisto.cli._job import Job, logger
 
 PICTURES = (".jpg", ".pdf", ".png", ".svg")
@@ -39,10 +40,7 @@ def read(path: Path, job: Job) -> "AnnData":
     double = adata.var_names[adata.var_names.duplicated()]
     if len(double):
         adata.var_names_make_unique()
-        warnings.warn(
-            f"{len(double)} gene names repeat others (first: {double[0]!r}); they were made unique by a number.",
-            stacklevel=2,
-        )
+        warn(f"{len(double)} gene names repeat others (first: {double[0]!r}); they were made unique by a number.")
     return adata
 
 

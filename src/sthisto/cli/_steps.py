@@ -34,7 +34,7 @@ def prepare(adata: "AnnData", job: Job) -> list[str] | None:
         if genes is None and "highly_variable" not in adata.var:
             logger.info("no var['highly_variable']: all %d genes are modelled", adata.n_vars)
         return genes
-    others = [name for name, layer in adata.layers.items() if name != "counts" and _log_normalized(layer)]
+    others = [name for name in _data.layer_names(adata) if name != "counts" and _log_normalized(adata.layers[name])]
     if others and args.layer is None:
         raise ValueError(
             f"adata.X holds raw counts, but layers hold log-normalized expression ({', '.join(others)}). "

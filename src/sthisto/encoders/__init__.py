@@ -5,7 +5,6 @@ An encoder is loaded by its name in :data:`ENCODERS`, or is any object that sati
 
 import hashlib
 import sys
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from os import PathLike
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sthisto._messages import warn
 from sthisto.encoders._protocols import (
     Encoder,
     PretrainedEncoder,
@@ -191,10 +191,9 @@ def record(encoder: Encoder, *, keep_weights: bool = False) -> dict[str, Any]:
             "rebuild. Save the module separately, and pass it as encoder=."
         )
     if not is_redistributable(str(provenance["license"]), gated=bool(provenance["gated"])):
-        warnings.warn(
+        warn(
             f"the object now holds the weights of {encoder.name!r}, under {provenance['license']}"
-            f"{', gated' if provenance['gated'] else ''}: do not share it where that forbids it.",
-            stacklevel=3,
+            f"{', gated' if provenance['gated'] else ''}: do not share it where that forbids it."
         )
     weights = encoder.weights_bytes()
     return {

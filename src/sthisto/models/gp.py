@@ -16,13 +16,13 @@ Analysis). It is the kriging of ``models/_kernels.py`` with every spot as an ind
 ``model="attention"`` is linear in the spots, weights them, and registers sections.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sthisto._messages import warn
 from sthisto._statistics import leading_components
 from sthisto.models._factors import TINY, leave_one_out_expression
 from sthisto.models._kernels import KernelValues, Spots
@@ -118,8 +118,7 @@ def _factors(y: Floats, n_factors: int) -> tuple[Floats, Floats]:
 
 def _warn_if_many(n: int) -> None:
     if n > MANY:
-        warnings.warn(
+        warn(
             f"gp is exact, so its cost grows with the cube of the spots: {n} need about {n**2 * 100 / 1e9:.0f} GB "
-            f"and {(n / 1800) ** 3 / 2:.0f} minutes on one core. model='attention' is linear in the spots.",
-            stacklevel=4,
+            f"and {(n / 1800) ** 3 / 2:.0f} minutes on one core. model='attention' is linear in the spots."
         )

@@ -19,7 +19,6 @@ Differences from the authors' code
 All training patches are held in memory, 0.15 MB a spot at 224 px.
 """
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sthisto._messages import warn
 from sthisto._training import Curves, Rows, Schedule, in_batches, mean_loss, to_arrays, train
 from sthisto.models._model import Count, Fraction, HeldOut, NonNegative, Positive, Section, State
 from sthisto.models._network import NetworkModel, patches_of, split_sections, without_features
@@ -141,11 +141,10 @@ class PatchRegression(NetworkModel):
         self, sections: Sequence[Section], *, random_state: int, device: str | None, progress: bool
     ) -> tuple[State, HeldOut]:
         if self.weights is None:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} starts from random weights: a section has too few spots to train an image "
                 "network on, so it will be less accurate than from pretrained ones. Pass params="
-                "{'weights': 'imagenet'}, which downloads them, or a local file.",
-                stacklevel=4,
+                "{'weights': 'imagenet'}, which downloads them, or a local file."
             )
         training, validation = split_sections(sections, self.validation_fraction, random_state)
         kept = [without_features(section, rows) for section, rows in zip(sections, training, strict=True)]
