@@ -233,7 +233,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         "--test-genes",
         action="store_true",
         default=None,  # as all options that a fit is made again for
-        help="score genes on blocks held back, and test them (var: pcc_heldout, qvalue_heldout); some five more fits",
+        help="test which genes can be predicted (var: sthisto_pearson, sthisto_qvalue); about 5 times the fitting time",
     )
 
 

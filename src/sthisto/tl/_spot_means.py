@@ -6,8 +6,8 @@ missing r of each footprint is spread over the points around, near ones taking m
     y(p) += sum_s w(p, s) r_s / sum_s w(p, s),    w(p, s) = (1 - d)^4 (4 d + 1),  d = |p - s| / 1.5 pitches  (d < 1)
 
 The weight is that of Wendland (1995, doi:10.1007/BF02123482), which ends smoothly. So the correction has no steps at
-the edge of a footprint, and one that all spots need is the same everywhere. Values are kept at 0 or above; what that leaves
-of the residual is corrected within the footprint, by a factor.
+the edge of a footprint, and one that all spots need is the same everywhere. Values are kept at 0 or above; what that
+leaves of the residual is corrected within the footprint, by a factor.
 """
 
 import numpy as np
