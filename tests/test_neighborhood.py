@@ -26,7 +26,7 @@ pytestmark = [
 def dense(request, encoder, tmp_path_factory):
     """A map of more than 9 000 points, of a section whose picture is in uns, passed as an array, or as a path."""
     section = synthetic(400, n_genes=15, random_state=8)
-    options = {}
+    options = {"pitch_um": 100.0}
     if request.param != "uns":
         picture = section.uns.pop("spatial")["synthetic_0"]["images"]["hires"]
         path = tmp_path_factory.mktemp("picture") / "section.png"

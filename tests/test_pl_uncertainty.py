@@ -185,5 +185,5 @@ def test_uncertainty_that_is_not_there_is_refused(adata):
     with pytest.raises(KeyError, match=r"genes \['ACTB'\] are not in adata"):
         pl.uncertainty(dense, "ACTB")
     del dense.layers["std"]
-    with pytest.raises(KeyError, match=r"looked for 'std' and 'sthisto_std', found: \[\]"):
+    with pytest.raises(KeyError, match=r"expected 'std' and 'sthisto_std', found: \[\]"):
         pl.uncertainty(dense, "fine_01")

@@ -120,7 +120,7 @@ def layout(tmp_path_factory):
     """Files of one small section by their names, and the section itself."""
     home = tmp_path_factory.mktemp("layout")
     adata = synthetic(60, n_genes=12, mpp=4.0, random_state=4)
-    adata.obs_names = [f"{i:016d}-1".replace("0", "A").replace("1", "C", 1) for i in range(adata.n_obs)]
+    adata.obs_names = ["".join("ACGT"[i // 4**k % 4] for k in range(16)) + "-1" for i in range(adata.n_obs)]
     picture = adata.uns["spatial"]["synthetic_0"]["images"]["hires"]
     hires = np.asarray(Image.fromarray(picture).resize((picture.shape[1] // 2, picture.shape[0] // 2)))
     factor = hires.shape[1] / picture.shape[1]
@@ -375,11 +375,11 @@ def test_labels_of_other_sections_alone_are_refused(load, cortex):
 
 def test_progress_is_shown_on_request(server, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(_download, "tqdm", lambda **options: shown.append(options) or _Bar())
+    monkeypatch.setattr(_download, "progress_bar", lambda **options: shown.append(options) or _Bar())
     server.files = {"file": bytes(100)}
     fetch(f"{server.url}/file", tmp_path / "a", progress=True)
     fetch(f"{server.url}/file", tmp_path / "b", progress=False)
-    assert [(each["total"], each["disable"]) for each in shown] == [(100, False), (100, True)]
+    assert [(each["total"], each["shown"]) for each in shown] == [(100, True), (100, False)]
 
 
 class _Bar:

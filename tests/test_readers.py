@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import sparse
 
 import sthisto
+from sthisto import SpatialDataView as View
 from sthisto import grids
 
 with warnings.catch_warnings():  # what their own dependencies warn of as they load
@@ -57,7 +58,8 @@ LAYOUTS = {
 
 
 def barcodes(n):
-    return np.array([f"{''.join('ACGT'[(i >> 2 * k) & 3] for k in range(8))}-1" for i in range(n)])
+    """Names as 10x has them: 16 bases and the number of the well."""
+    return np.array(["".join("ACGT"[i // 4**k % 4] for k in range(16)) + "-1" for i in range(n)])
 
 
 def write_counts(path, names, genes, counts):
@@ -178,12 +180,12 @@ def test_spatialdata_io(folder, encoder):
     lognormalised(sdata["table"])
     with pytest.raises(KeyError, match=r"2 images|3 images|1 images"):  # hires lies there, too
         sthisto.pp.extract_features(sdata, encoder, **QUIET)
-    sthisto.pp.extract_features(sdata, encoder, image_key="tissue_full_image", **QUIET)
+    sthisto.pp.extract_features(View(sdata, image_key="tissue_full_image"), encoder, **QUIET)
     found = pd.DataFrame(sdata["table"].obsm["X_histo"], index=sdata["table"].obs_names).loc[truth.obs_names]
     # The level that is fine enough for the encoder is read; spatialdata makes it of single pixels, so it is coarse.
     known = features_of(truth, section()[1], encoder)
     assert min(np.corrcoef(found[column], known[column])[0, 1] for column in known) > 0.98
-    sthisto.pp.extract_features(sdata, encoder, image_key="tissue_hires_image", key_added="small", **QUIET)
+    sthisto.pp.extract_features(View(sdata, image_key="tissue_hires_image"), encoder, key_added="small", **QUIET)
     assert np.corrcoef(sdata["table"].obsm["small"][:, 0], sdata["table"].obsm["X_histo"][:, 0])[0, 1] > 0.99
     sthisto.tl.fit(sdata, "ridge", **QUIET)
     made = sthisto.tl.upsample(sdata, 2, encoder=encoder, **QUIET)
@@ -194,9 +196,9 @@ def test_spatialdata_io(folder, encoder):
 def test_both_readers_give_the_same_map(folder, encoder):
     root, _, _ = folder
     adata, sdata = sq.read.visium(root), spatialdata_io.visium(root, dataset_id="t")
-    for thing, options in ((adata, {}), (sdata, {"image_key": "t_hires_image"})):
+    for thing in (adata, View(sdata, image_key="t_hires_image")):
         lognormalised(adata if thing is adata else sdata["table"])
-        sthisto.pp.extract_features(thing, encoder, **options, **QUIET)
+        sthisto.pp.extract_features(thing, encoder, **QUIET)
         sthisto.tl.fit(thing, "ridge", **QUIET)
     one, other = (sthisto.tl.upsample(thing, 2, encoder=encoder, **QUIET) for thing in (adata, sdata))
     assert_allclose(other["dense"].obsm["spatial"], one.obsm["spatial"], atol=1e-6)
@@ -217,7 +219,7 @@ def test_features_computed_elsewhere_come_by_their_key(folder, tmp_path):
     points = adata.obsm["spatial"][:7] + 3
     dense = sthisto.tl.upsample(adata, points, features=rng.normal(size=(7, 6)).astype(np.float32), **QUIET)
     assert dense.shape == (7, adata.n_vars)
-    with pytest.raises(KeyError, match=r"was not made by sthisto.pp.extract_features.* pass features="):
+    with pytest.raises(KeyError, match=r"has no record of sthisto.pp.extract_features.* pass features="):
         sthisto.tl.upsample(adata, 2, **QUIET)
 
 
@@ -302,8 +304,8 @@ def read_hd(hd):
 @pytest.fixture
 def fitted_hd(read_hd, encoder):
     key = {"table_key": "square_016um"}
-    sthisto.pp.extract_features(read_hd, encoder, image_key="brain_full_image", **key, **small())
-    sthisto.tl.fit(read_hd, "ridge", **key, **QUIET)
+    sthisto.pp.extract_features(View(read_hd, image_key="brain_full_image", **key), encoder, **small())
+    sthisto.tl.fit(View(read_hd, **key), "ridge", **QUIET)
     return read_hd
 
 
@@ -360,7 +362,7 @@ def test_a_real_folder_of_space_ranger_1(data, encoder):
     assert [str(image) for image in adata.uns["sthisto"]["features"]["X_histo"]["image"]] == ["uns:lowres"]
     assert np.isfinite(adata.obsm["X_histo"]).all()
     sdata = spatialdata_io.visium(data("visium_v1_tiny"), dataset_id="tiny")
-    sthisto.pp.extract_features(sdata, encoder, image_key="tiny_lowres_image", **QUIET)
+    sthisto.pp.extract_features(View(sdata, image_key="tiny_lowres_image"), encoder, **QUIET)
     at = sdata["table"].obs_names.get_indexer(adata.obs_names)
     assert_allclose(sdata["table"].obsm["X_histo"][at], adata.obsm["X_histo"], rtol=1e-5)
 

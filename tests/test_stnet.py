@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sthisto import images, pp, tl
+from sthisto._data import _section
 from sthisto.datasets import synthetic
 from sthisto.models import Section
 from sthisto.models._network import split_sections, without_features
 from sthisto.models.baselines import stnet as pixels
 from sthisto.models.baselines.stnet import StNet, load_backbone, rotated
-from sthisto.tl import _sections
 
 FIELD = 12
 SMALL = {"weights": "imagenet", "input_size": FIELD, "epochs": 3, "learning_rate": 1e-3, "batch_size": 8}
@@ -222,7 +222,7 @@ def predicted(adata, **options):
 @pytest.mark.usefixtures("tiny")
 def test_patches_are_those_around_the_spots_at_the_sections_scale(stained, monkeypatch):
     seen = []
-    monkeypatch.setattr(_sections, "sample_patches", lambda *asked: seen.append(asked) or images.sample_patches(*asked))
+    monkeypatch.setattr(_section, "sample_patches", lambda *asked: seen.append(asked) or images.sample_patches(*asked))
     fit(stained, train_on=np.arange(40) >= 10)
     image, xy, side, input_size = seen[0]
     assert_allclose(xy, stained.obsm["spatial"][10:])
@@ -259,9 +259,9 @@ def test_the_map_runs_through_the_predictions_at_the_spots(stained):
 def test_an_array_has_to_be_passed_again(stained, refuses):
     array = picture(stained)
     fit(stained, image=array)
-    with refuses(stained, KeyError, "was an array, which is not kept: pass it again as image="):
+    with refuses(stained, KeyError, "taken from an array, which is not kept: pass it again as image="):
         tl.predict(stained)
-    with refuses(stained, KeyError, "was an array, which is not kept: pass it again as image="):
+    with refuses(stained, KeyError, "taken from an array, which is not kept: pass it again as image="):
         tl.upsample(stained, 2)
     assert tl.upsample(stained, stained.obsm["spatial"], image=array).n_obs == 40
 

@@ -18,6 +18,7 @@ from sthisto.images import Image, check_scale, check_tissue, is_blank, open_imag
 IMAGES = ("fullres", "hires", "lowres")  # names in uns["spatial"], the sharpest first
 ELEMENT = "sdata:"  # prefix of the path of an image that is an element of a SpatialData
 VISIUM_SPOT = 0.55  # diameter of a spot in pitches: 55 um spots every 100 um, the commonest array
+FEW = 10  # spots, too few to decide whether they are on tissue
 THUMBNAIL = 2000  # px, the longer side of the image that is kept for drawing
 FACTOR_ROUNDING = 0.002  # of a scale factor, as an image has whole pixels
 logger = logging.getLogger("sthisto")
@@ -35,7 +36,8 @@ def open_section_image(
     opened, path = _find(adata, section.name, image)
     check_scale(opened, section.xy)
     mpp = resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um)
-    doubt = check_tissue(opened, section.xy[section.in_tissue], mpp)
+    registered = opened.source.startswith(ELEMENT)  # by the transformations of a SpatialData
+    doubt = "" if registered or len(section) < FEW else check_tissue(opened, section.xy[section.in_tissue], mpp)
     if doubt:
         warn(f"section {section.name!r}: {doubt}")
     return SectionImage(opened, mpp, path)

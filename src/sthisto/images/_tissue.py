@@ -13,6 +13,7 @@ GRAY = 0.1  # (brightest - darkest color) / brightest, at most, of background
 MIN_BACKGROUND = 0.01  # share of an image below which it shows none
 STAINED = 0.85  # of the background's darkest color: below it there is stain
 BLACK = 40  # of the brightest color: the border of a scan
+COLORLESS = 20  # gray levels between the colors of a pixel, at most, of a gray image
 SPECK = 0.01  # share of all tissue below which a piece is dust
 MARGIN = 0.01  # of the image's side: spots at the border of a capture area may be a little outside the scan
 NOISE = 8  # of 255: range of the colors of an image without content
@@ -152,6 +153,8 @@ def check_tissue(image: Image, xy: ArrayLike, mpp: float | None = None) -> str:
     '0% of the points are on tissue, but 100% with y counted from the bottom. Correct the coordinates.'
     """
     points, (small, scale) = as_points(xy), image.overview
+    if np.ptp(small, axis=2).max() <= COLORLESS:  # tissue is recognized by its color
+        return ""
     mask = _tissue_mask(small)
     share = _share(mask, scale, points)
     height, width = image.shape

@@ -126,7 +126,7 @@ def evaluate(
     sections = [each.keep(tissue[each.rows]) for each in found.values()]
     dataset = _dataset(adata, sections, layer, counts_layer, given)
     seeing = [name for name, own in settings.items() if reads_pixels(name, build(name, own))]
-    images = [SectionImage.of_features(adata, each, image) for each in sections if seeing]
+    images = [_data.open_feature_image(adata, each, image) for each in sections if seeing]
     trials = [
         (each, repeat, [each.hold_out(section.xy, seed + repeat) for section in dataset.sections])
         for each in splits
