@@ -8,6 +8,7 @@ from scipy import sparse
 
 import sthisto
 from sthisto import _data, grids, pl, pp, tl
+from sthisto.cli._steps import names_in
 from sthisto.datasets import synthetic
 
 
@@ -323,3 +324,28 @@ def test_the_spots_over_the_image(section):
     [ax] = pl.spots(section, show=False)
     assert ax.get_title() == "synthetic_0: 3 of 100 spots outside the image"
     assert len(ax.collections[0].get_offsets()) == 100
+
+
+# --- text, numbers and lazy tables -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_gene_lists_of_other_editors(tmp_path, coding):
+    path = tmp_path / "genes.txt"
+    path.write_text("# Größe\nregion_00\nfine_01\n", encoding=coding)
+    assert names_in(str(path)) == ["region_00", "fine_01"]
+
+
+def test_seeds_of_numpy(section):
+    for seed in (1, np.int64(1)):
+        tl.spatial_domains(section, "stagate", 3, params={"epochs": 2}, random_state=seed, key_added=f"d{type(seed)}")
+    columns = [column for column in section.obs if column.startswith("d<")]
+    assert section.obs[columns[0]].tolist() == section.obs[columns[1]].tolist()
+
+
+def test_an_object_read_lazily(section, tmp_path):
+    pytest.importorskip("xarray")
+    section.write_zarr(tmp_path / "section.zarr")
+    lazy = ad.experimental.read_lazy(tmp_path / "section.zarr")
+    with pytest.raises(ValueError, match=r"Load it: adata = adata.to_memory\(\)"):
+        tl.fit(lazy, "ridge")

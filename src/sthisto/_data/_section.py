@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sthisto import grids
 from sthisto._data._fit_record import Fit
-from sthisto._data._store import ARRAY, COORDINATES, coordinates, tissue_rows
+from sthisto._data._store import ARRAY, COORDINATES, coordinates, refuse_lazy, tissue_rows
 from sthisto._messages import listed
 from sthisto.images import Image, sample_patches
 
@@ -164,6 +164,7 @@ def spatial_entries(adata: AnnData) -> dict[str, Mapping[str, Any]]:
 
 def section_rows(adata: AnnData, library_key: str | None) -> dict[str, NDArray[np.intp]]:
     """Rows of each section by its name, in the order of first appearance."""
+    refuse_lazy(adata)
     if not adata.obs_names.is_unique:
         double = adata.obs_names[adata.obs_names.duplicated()][0]
         raise ValueError(

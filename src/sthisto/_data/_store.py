@@ -58,6 +58,12 @@ def check_key(key: str) -> str:
 # --- expression ------------------------------------------------------------------------------------------------------
 
 
+def refuse_lazy(adata: AnnData) -> None:
+    """Refuse an object of which tables are not in memory, as ``anndata.experimental.read_lazy`` gives it."""
+    if not isinstance(adata.obs, pd.DataFrame):
+        raise ValueError("adata was read lazily and its tables are not in memory. Load it: adata = adata.to_memory().")
+
+
 def gene_names(adata: AnnData) -> NDArray[np.str_]:
     """``var_names`` as text, which they need not be.
 
@@ -66,6 +72,7 @@ def gene_names(adata: AnnData) -> NDArray[np.str_]:
     ValueError
         Names that are missing or not unique.
     """
+    refuse_lazy(adata)
     missing = adata.var_names.isna()
     if missing.any():
         raise ValueError(

@@ -1,5 +1,6 @@
 """The steps that commands share: counts, genes, features, fit."""
 
+import codecs
 import json
 import re
 from collections.abc import Sequence
@@ -163,7 +164,7 @@ def names_in(text: str) -> list[str]:
     """Genes from a file, one a line, or from a list with commas."""
     path = Path(text)
     if path.is_file():
-        lines = (line.strip() for line in path.read_text().splitlines())
+        lines = [line.strip() for line in _text_of(path).splitlines()]
         names = [line for line in lines if line and not line.startswith("#")]
     elif path.suffix in (".txt", ".csv", ".tsv") or "/" in text:
         raise FileNotFoundError(f"no file {text} with genes, one a line.")
@@ -172,6 +173,17 @@ def names_in(text: str) -> list[str]:
     if not names:
         raise ValueError(f"no gene in {text!r}: name them with commas between, or a file with one a line.")
     return names
+
+
+def _text_of(path: Path) -> str:
+    """Text of a file in UTF-8, with a byte-order mark or without, in UTF-16 or in Latin-1."""
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def image_in(given: list[str] | None) -> str | dict[str, str] | None:

@@ -104,6 +104,7 @@ def spatial_domains(
     ['0', '1', '2']
     """
     _data.check_key(key_added)
+    random_state = int(random_state)  # numpy's integers, too
     settings = _data.plain_params(params)
     built = domains.build(method, settings)
     spec = METHODS[method]
