@@ -222,7 +222,7 @@ def test_an_image_that_was_moved_away_is_told_of(load, encoder, tmp_path, caplog
     (tmp_path / "dlpfc" / "151673" / "image.tif").unlink()
     with caplog.at_level("INFO", "sthisto"):
         sthisto.pp.extract_features(adata, encoder)
-    assert "is not there" in caplog.text
+    assert "does not exist" in caplog.text
     assert adata.uns["sthisto"]["features"]["X_histo"]["image"].tolist() == ["uns:hires"]
 
 

@@ -38,7 +38,6 @@ pytestmark = [
 
 NAMES = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 HIRES, LOWRES = 0.5, 0.1
-QUIET: dict[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def lognormalised(table):
 def features_of(adata, image, encoder):
     """What the encoder says of the spots where they are known to be."""
     bare = sc.AnnData(obs=adata.obs, obsm={"spatial": adata.obsm["spatial"]})
-    sthisto.pp.extract_features(bare, encoder, image=image, mpp=2.0, **QUIET)
+    sthisto.pp.extract_features(bare, encoder, image=image, mpp=2.0)
     return pd.DataFrame(bare.obsm["X_histo"], index=bare.obs_names)
 
 
@@ -151,15 +150,15 @@ def test_squidpy_with_the_image_that_came_with_it(folder, encoder):
     root, truth, _ = folder
     adata = sq.read.visium(root)
     lognormalised(adata)
-    sthisto.pp.extract_features(adata, encoder, **QUIET)
+    sthisto.pp.extract_features(adata, encoder)
     record = adata.uns["sthisto"]["features"]["X_histo"]
     assert [str(image) for image in record["image"]] == ["uns:hires"]
     assert_allclose(record["mpp"], 2.0, rtol=1e-3)  # hexagons are 100 um apart
     found = pd.DataFrame(adata.obsm["X_histo"], index=adata.obs_names).loc[truth.obs_names]
     for column in range(3):  # the sums of the colors; from a picture of half the size they are nearly the same
         assert np.corrcoef(found[column], features_of(truth, section()[1], encoder)[column])[0, 1] > 0.99
-    sthisto.tl.fit(adata, "ridge", **QUIET)
-    dense = sthisto.tl.upsample(adata, 2, encoder=encoder, **QUIET)
+    sthisto.tl.fit(adata, "ridge")
+    dense = sthisto.tl.upsample(adata, 2, encoder=encoder)
     assert dense.n_obs > 3 * adata.n_obs
     assert list(dense.uns["spatial"]) == ["tissue"]
 
@@ -168,7 +167,7 @@ def test_squidpy_with_the_full_resolution_image_noted(folder, encoder):
     root, truth, layout = folder
     adata = sq.read.visium(root, source_image_path=root / layout.image)
     lognormalised(adata)
-    sthisto.pp.extract_features(adata, encoder, **QUIET)
+    sthisto.pp.extract_features(adata, encoder)
     assert [Path(str(i)).name for i in adata.uns["sthisto"]["features"]["X_histo"]["image"]] == [layout.image]
     found = pd.DataFrame(adata.obsm["X_histo"], index=adata.obs_names).loc[truth.obs_names]
     assert_allclose(found, features_of(truth, section()[1], encoder), rtol=1e-6)
@@ -179,16 +178,16 @@ def test_spatialdata_io(folder, encoder):
     sdata = spatialdata_io.visium(root, dataset_id="tissue", fullres_image_file=layout.image)
     lognormalised(sdata["table"])
     with pytest.raises(KeyError, match=r"2 images|3 images|1 images"):  # hires lies there, too
-        sthisto.pp.extract_features(sdata, encoder, **QUIET)
-    sthisto.pp.extract_features(View(sdata, image_key="tissue_full_image"), encoder, **QUIET)
+        sthisto.pp.extract_features(sdata, encoder)
+    sthisto.pp.extract_features(View(sdata, image_key="tissue_full_image"), encoder)
     found = pd.DataFrame(sdata["table"].obsm["X_histo"], index=sdata["table"].obs_names).loc[truth.obs_names]
     # The level that is fine enough for the encoder is read; spatialdata makes it of single pixels, so it is coarse.
     known = features_of(truth, section()[1], encoder)
     assert min(np.corrcoef(found[column], known[column])[0, 1] for column in known) > 0.98
-    sthisto.pp.extract_features(View(sdata, image_key="tissue_hires_image"), encoder, key_added="small", **QUIET)
+    sthisto.pp.extract_features(View(sdata, image_key="tissue_hires_image"), encoder, key_added="small")
     assert np.corrcoef(sdata["table"].obsm["small"][:, 0], sdata["table"].obsm["X_histo"][:, 0])[0, 1] > 0.99
-    sthisto.tl.fit(sdata, "ridge", **QUIET)
-    made = sthisto.tl.upsample(sdata, 2, encoder=encoder, **QUIET)
+    sthisto.tl.fit(sdata, "ridge")
+    made = sthisto.tl.upsample(sdata, 2, encoder=encoder)
     assert made["dense"].n_obs > 3 * truth.n_obs
     assert list(made.images) == ["tissue_full_image"]
 
@@ -198,9 +197,9 @@ def test_both_readers_give_the_same_map(folder, encoder):
     adata, sdata = sq.read.visium(root), spatialdata_io.visium(root, dataset_id="t")
     for thing in (adata, View(sdata, image_key="t_hires_image")):
         lognormalised(adata if thing is adata else sdata["table"])
-        sthisto.pp.extract_features(thing, encoder, **QUIET)
-        sthisto.tl.fit(thing, "ridge", **QUIET)
-    one, other = (sthisto.tl.upsample(thing, 2, encoder=encoder, **QUIET) for thing in (adata, sdata))
+        sthisto.pp.extract_features(thing, encoder)
+        sthisto.tl.fit(thing, "ridge")
+    one, other = (sthisto.tl.upsample(thing, 2, encoder=encoder) for thing in (adata, sdata))
     assert_allclose(other["dense"].obsm["spatial"], one.obsm["spatial"], atol=1e-6)
     assert_allclose(other["dense"].X, one.X, rtol=1e-4, atol=1e-4)
 
@@ -214,13 +213,13 @@ def test_features_computed_elsewhere_come_by_their_key(folder, tmp_path):
     adata = sq.read.visium(root)
     lognormalised(adata)
     adata.obsm["X_lazyslide"] = pd.read_csv(tmp_path / "features.csv", index_col=0).loc[adata.obs_names].to_numpy()
-    sthisto.tl.fit(adata, "ridge", features_key="X_lazyslide", **QUIET)
+    sthisto.tl.fit(adata, "ridge", features_key="X_lazyslide")
     sthisto.tl.predict(adata)
     points = adata.obsm["spatial"][:7] + 3
-    dense = sthisto.tl.upsample(adata, points, features=rng.normal(size=(7, 6)).astype(np.float32), **QUIET)
+    dense = sthisto.tl.upsample(adata, points, features=rng.normal(size=(7, 6)).astype(np.float32))
     assert dense.shape == (7, adata.n_vars)
     with pytest.raises(KeyError, match=r"has no record of sthisto.pp.extract_features.* pass features="):
-        sthisto.tl.upsample(adata, 2, **QUIET)
+        sthisto.tl.upsample(adata, 2)
 
 
 # --- Visium HD -------------------------------------------------------------------------------------------------------
@@ -289,7 +288,7 @@ def hd(tmp_path_factory):
 
 
 def small(**options):
-    return {"patch_um": 16.0, **QUIET, **options}
+    return {"patch_um": 16.0, **options}
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +304,7 @@ def read_hd(hd):
 def fitted_hd(read_hd, encoder):
     key = {"table_key": "square_016um"}
     sthisto.pp.extract_features(View(read_hd, image_key="brain_full_image", **key), encoder, **small())
-    sthisto.tl.fit(View(read_hd, **key), "ridge", **QUIET)
+    sthisto.tl.fit(View(read_hd, **key), "ridge")
     return read_hd
 
 
@@ -318,14 +317,14 @@ def test_visium_hd_knows_its_scale(fitted_hd):
 @pytest.mark.parametrize(("bin_um", "factor"), [(8, 2), (2, 8)])
 def test_visium_hd_from_16_um_to_finer_bins(fitted_hd, encoder, bin_um, factor):
     """By the name of the finer table, or by splitting the coarse lattice: the same places, the same map."""
-    options = {"table_key": "square_016um", "encoder": encoder, **QUIET}
+    coarse, options = View(fitted_hd, "square_016um"), {"encoder": encoder}
     fine = fitted_hd[f"square_{bin_um:03d}um"]
-    named = sthisto.tl.upsample(fitted_hd, f"square_{bin_um:03d}um", **options)
+    named = sthisto.tl.upsample(coarse, f"square_{bin_um:03d}um", **options)
     assert list(named["dense"].obs_names) == list(fine.obs_names)
     assert_allclose(named["dense"].obsm["spatial"], fine.obsm["spatial"])
     split = grids.Lattice.fit(fitted_hd["square_016um"].obsm["spatial"]).split(factor)
     assert split.pitch == pytest.approx(bin_um / MPP)
-    laid = sthisto.tl.upsample(fitted_hd, split, **options)["dense"]
+    laid = sthisto.tl.upsample(coarse, split, **options)["dense"]
     at = grids.nearest(fine.obsm["spatial"], laid.obsm["spatial"])
     assert at[0].max() < 1e-6
     assert_allclose(laid.X[at[1][:, 0]], named["dense"].X, rtol=1e-3, atol=1e-3)
@@ -345,8 +344,8 @@ def test_visium_hd_as_anndata(hd, encoder):
     lognormalised(adata)
     sthisto.pp.extract_features(adata, encoder, image=hd / "microscope_image" / "image.btf", **small())
     assert_allclose(adata.uns["sthisto"]["features"]["X_histo"]["mpp"], MPP)  # microns_per_pixel of the scale factors
-    sthisto.tl.fit(adata, "ridge", **QUIET)
-    dense = sthisto.tl.upsample(adata, grids.Lattice.fit(adata.obsm["spatial"]).split(2), encoder=encoder, **QUIET)
+    sthisto.tl.fit(adata, "ridge")
+    dense = sthisto.tl.upsample(adata, grids.Lattice.fit(adata.obsm["spatial"]).split(2), encoder=encoder)
     assert dense.n_obs == 4 * adata.n_obs
     assert_array_equal(np.unique(dense.obs["distance_um"].round(3)), [5.657])  # half the diagonal of 8 um
 
@@ -358,11 +357,11 @@ def test_a_real_folder_of_space_ranger_1(data, encoder):
     """100 nearly empty spots; its hires picture is black, so the lowres one is taken."""
     adata = sq.read.visium(data("visium_v1_tiny"))
     with pytest.warns(UserWarning, match="'hires' image .* is blank"):
-        sthisto.pp.extract_features(adata, encoder, **QUIET)
+        sthisto.pp.extract_features(adata, encoder)
     assert [str(image) for image in adata.uns["sthisto"]["features"]["X_histo"]["image"]] == ["uns:lowres"]
     assert np.isfinite(adata.obsm["X_histo"]).all()
     sdata = spatialdata_io.visium(data("visium_v1_tiny"), dataset_id="tiny")
-    sthisto.pp.extract_features(View(sdata, image_key="tiny_lowres_image"), encoder, **QUIET)
+    sthisto.pp.extract_features(View(sdata, image_key="tiny_lowres_image"), encoder)
     at = sdata["table"].obs_names.get_indexer(adata.obs_names)
     assert_allclose(sdata["table"].obsm["X_histo"][at], adata.obsm["X_histo"], rtol=1e-5)
 
@@ -382,7 +381,7 @@ def test_a_real_folder_of_space_ranger_3(data, encoder):
     sc.pp.filter_cells(adata, min_counts=20)
     sc.pp.filter_genes(adata, min_cells=adata.n_obs // 4)
     lognormalised(adata)
-    sthisto.pp.extract_features(adata, encoder, **QUIET)
-    sthisto.tl.fit(adata, "ridge", genes=adata.var_names[:10], **QUIET)
-    dense = sthisto.tl.upsample(adata, 2, encoder=encoder, **QUIET)
+    sthisto.pp.extract_features(adata, encoder)
+    sthisto.tl.fit(adata, "ridge", genes=adata.var_names[:10])
+    dense = sthisto.tl.upsample(adata, 2, encoder=encoder)
     assert 3.5 * adata.n_obs < dense.n_obs < 4.5 * adata.n_obs

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from collections import Counter
 
 import dask.array
 import geopandas
@@ -372,7 +373,8 @@ def test_the_level_that_is_fine_enough_is_read_and_only_where_spots_are(section,
     fine.clear(), coarse.clear()
     extract(sdata, mpp=2.0)
     assert not fine
-    assert 0 < len(set(coarse)) < 121
+    again = [block for block, n in Counter(coarse).items() if n > 1]  # the first reading is the overview's
+    assert 0 < len(again) < len(set(coarse))
     assert_allclose(sdata["table"].obsm["X_histo"], section.obsm["X_histo"][:3], rtol=1e-6)
 
 
