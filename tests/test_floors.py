@@ -12,7 +12,7 @@ import sthisto
 
 ROOT = Path(sthisto.__file__).parent
 FLOORS = (
-    {"_messages", "_statistics"},
+    {"_files", "_messages", "_statistics"},
     {"grids", "images", "metrics", "uncertainty"},
     {"_training"},
     {"encoders"},

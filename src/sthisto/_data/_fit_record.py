@@ -17,6 +17,7 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from sthisto._data._store import GENE_TEST, UNS, records, write_record
+from sthisto._files import whole_file
 from sthisto._messages import listed
 
 SCHEMA = 1
@@ -125,9 +126,8 @@ def unpack(record: Mapping[str, Any]) -> Fit:
 def save_fit(fit: Fit, path: str | PathLike[str]) -> None:
     """One safetensors file: the arrays, and everything else as JSON in its metadata."""
     rest = {"schema": SCHEMA, "sha256": _digest(fit, _blob(fit.arrays)), **_rest(fit), "params": json.dumps(fit.params)}
-    partial = Path(f"{path}.partial")  # a kill half-way leaves the old file
-    partial.write_bytes(_blob(fit.arrays, {UNS: json.dumps(rest, default=_plain)}))
-    partial.replace(path)
+    with whole_file(Path(path)) as draft:
+        draft.write_bytes(_blob(fit.arrays, {UNS: json.dumps(rest, default=_plain)}))
 
 
 def load_fit(path: str | PathLike[str]) -> Fit:

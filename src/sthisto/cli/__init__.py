@@ -5,6 +5,7 @@ all. What the person did wrong ends in one line and exit code 2; decisions go to
 """
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,5 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("sthisto: interrupted, nothing half-written is left", file=sys.stderr)
             return 130
     summary_of_run = {"command": args.command, "version": __version__, **summary, "seconds": job.seconds}
-    print(json.dumps(summary_of_run) if args.json else text)
+    try:
+        print(json.dumps(summary_of_run) if args.json else text, flush=True)
+    except BrokenPipeError:  # the reader, such as head, has closed; Python would complain again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return job.exit_code

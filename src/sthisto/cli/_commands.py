@@ -11,7 +11,8 @@ from sthisto.models import MODELS
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-from sthisto.cli._files import PICTURES, check_output, draw, draw_table, read, whole_file, write, write_table
+from sthisto._files import whole_file
+from sthisto.cli._files import PICTURES, check_output, draw, draw_table, read, write, write_table
 from sthisto.cli._job import FEATURES, FIT, Job, logger
 from sthisto.cli._steps import (
     FEATURE_OPTIONS,

@@ -2,12 +2,12 @@
 # ruff: noqa: PLC0415  --help and mistakes in the options are answered without loading scanpy or matplotlib
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthisto import pl
+from sthisto._files import whole_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,17 +66,6 @@ def draw_table(table: "DataFrame", path: Path) -> None:
 
     mpl.use("Agg")
     pl.evaluation(table, show=False, save=path)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a name to write to, and move what was written to ``path`` once it is whole."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_output(path: Path | None, *suffixes: str) -> None:
