@@ -1,18 +1,13 @@
-"""Held-out accuracy of the models on real sections: half of the spots hidden, at random and in blocks.
-
-    python benchmarks/heldout.py [--data DIR] [--models idw ridge gp] [--sections B4 C2] [--seeds 2]
+"""What the comparisons on real sections share: a section's spots as plain arrays, tables of figures, and options.
 
 Genes are chosen on the training spots alone, 1 000 by seurat_v3 among those seen in a tenth of them (all on Visium).
-Scores are means over genes on the hidden spots, Pearson r / mean squared error of log1p CP10K, and means over seeds.
-``gene mean`` predicts the training mean of every gene; ``ceiling`` is the r that the true rate would reach.
+Scores are means over genes on the held-out spots, Pearson r / mean squared error of log1p CP10K.
 """
 
 import argparse
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +15,10 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from numpy.typing import NDArray
-from sections_data import DATA, PARTNERS, SECTIONS, read
+from sections_data import DATA, SECTIONS, read
 
 from sthisto import grids
-from sthisto.metrics import lognorm, mse, noise_ceiling, pearson
+from sthisto.metrics import lognorm, mse, pearson
 from sthisto.models import MODELS, Section
 
 N_GENES = 1000
@@ -99,56 +94,6 @@ def score(truth: NDArray[np.float32], predicted: NDArray[np.float32]) -> tuple[f
     return float(np.nanmean(r)), float(mse(truth, predicted).mean())
 
 
-def run(
-    tissue: Tissue, hidden: Rows, models: Iterable[str], random_state: int, beside: Tissue | None = None
-) -> dict[str, list[float]]:
-    """Figures of every model on the hidden spots: r, squared error, seconds to fit and to predict."""
-    genes = tissue.genes(~hidden)
-    if beside is not None:
-        genes = genes.intersection(beside.adata.var_names, sort=False)
-    training = [tissue.section(~hidden, genes)]
-    if beside is not None:
-        training.append(beside.section(np.ones(len(beside.xy), dtype=bool), genes))
-    points, truth = tissue.section(hidden), tissue.expression(hidden, genes)
-    mean = np.tile(training[0].expression.mean(axis=0), (len(truth), 1))
-    figures = {"gene mean": [*score(truth, mean), 0.0, 0.0]}
-    for name in models:
-        model = MODELS[name].load()()
-        start = time.perf_counter()
-        model.fit(training, random_state=random_state, device="cpu", progress=False)
-        fitted = time.perf_counter()
-        predicted = model.predict(points)
-        figures[name] = [*score(truth, predicted), fitted - start, time.perf_counter() - fitted]
-    ceiling = pd.Series(noise_ceiling(tissue.adata.X[hidden], random_state=random_state), tissue.adata.var_names)[genes]
-    return figures | {"ceiling": [float(np.nanmean(ceiling))]}
-
-
-def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    tissue = cache(lambda name: Tissue.of(name, arguments.data))
-    seconds = Table("Seconds to fit / to predict the hidden half, random split")
-    for title, block in (("Half hidden at random", None), (f"Half hidden in blocks of {BLOCK:g} pitches", BLOCK)):
-        table = Table(f"{title}: Pearson r / MSE")
-        for name in arguments.sections:
-            for random_state in range(arguments.seeds):
-                hidden = grids.hold_out(tissue(name).xy, 0.5, block=block, random_state=random_state)
-                for model, figures in run(tissue(name), hidden, arguments.models, random_state).items():
-                    table.add(name, model, *figures[:2])
-                    if block is None and model in arguments.models:
-                        seconds.add(name, model, *figures[2:])
-        table.print()
-    table = Table("Half hidden at random, a serial section beside it: Pearson r / MSE")
-    for name in (name for name in arguments.sections if PARTNERS.get(name) in arguments.sections):
-        for random_state in range(arguments.seeds):
-            hidden = grids.hold_out(tissue(name).xy, 0.5, random_state=random_state)
-            figures = run(tissue(name), hidden, arguments.models, random_state, beside=tissue(PARTNERS[name]))
-            for model, values in figures.items():
-                table.add(f"{name} with {PARTNERS[name]}", model, *values[:2])
-    if table.figures:
-        table.print()
-    seconds.print("{:.1f}".format)
-
-
 def parser(about: str | None) -> argparse.ArgumentParser:
     """Options that every comparison on the real sections takes."""
     options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,7 +103,3 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     options.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
     options.add_argument("--seeds", type=int, default=2)
     return options
-
-
-if __name__ == "__main__":
-    main()

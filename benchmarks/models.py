@@ -8,7 +8,7 @@ A model may bring settings, as in the second line, and the tables name it so. Sc
 with genes chosen on the training spots, and r once more as a share of the noise ceiling. Below them the costs of a
 fit, seconds / MB that the process grew by, and the paired differences of the first model to the others, with t
 intervals over sections and seeds.
-``heldout.py`` measures the same from plain arrays, without the AnnData layer, and adds a serial section.
+``sections.py`` adds serial sections.
 """
 
 import argparse
