@@ -5,6 +5,7 @@ expected, what is there and what to do. Writers put results back in one step, so
 object as it was. State is data: strings, numbers, arrays and one safetensors blob, which h5ad and zarr keep to the bit.
 """
 
+from sthisto._data._cells import Cells, cell_areas, read_cells
 from sthisto._data._features import (
     add_metadata,
     compare_settings,
@@ -67,6 +68,7 @@ from sthisto._data._store import (
 __all__ = [
     "UNFITTED",
     "UNS",
+    "Cells",
     "FeatureMetadata",
     "Fit",
     "GridPoints",
@@ -75,6 +77,7 @@ __all__ = [
     "SpatialDataView",
     "accepts_spatialdata",
     "add_metadata",
+    "cell_areas",
     "check_key",
     "compare_settings",
     "coordinates",
@@ -102,6 +105,7 @@ __all__ = [
     "plain_params",
     "points_obs",
     "rasterized",
+    "read_cells",
     "read_fit",
     "read_fitted_sections",
     "read_metadata",

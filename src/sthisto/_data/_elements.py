@@ -101,6 +101,11 @@ def regions_of(sdata: Any, key: str, table: AnnData) -> dict[str, Region]:
     return found
 
 
+def element_region(name: str, element: Any, xy: Floats) -> Region:
+    """All of an element, whose centers (n, 2) are known."""
+    return Region(name, element, np.arange(len(xy)), xy)
+
+
 def _centers(element: Any, name: str) -> pd.DataFrame:
     """Centroids of circles, polygons, points or labels in their own coordinates, columns x and y."""
     from spatialdata import get_centroids  # noqa: PLC0415

@@ -12,6 +12,7 @@ from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
 from sthisto import grids
+from sthisto._data._cells import Cells
 from sthisto._data._fit_record import Fit
 from sthisto._data._scale import known_mpp
 from sthisto._data._section import SectionData, spatial_entries
@@ -34,8 +35,8 @@ class GridPoints:
         (m, 2) and (n, 2) integers of the points and of the section's spots on the lattice.
     on_spot
         (n,) spots that are within a hundredth of a pitch of a site of the lattice.
-    obs
-        Columns of a table of cells, one row a point.
+    cells
+        What the points are, where they are cells.
     """
 
     xy: NDArray[np.float64]
@@ -43,7 +44,7 @@ class GridPoints:
     index: NDArray[np.int64] | None = None
     spot_index: NDArray[np.int64] | None = None
     on_spot: NDArray[np.bool_] | None = None
-    obs: pd.DataFrame | None = None
+    cells: Cells | None = None
 
 
 def write_prediction(
@@ -128,7 +129,7 @@ def _points_obs(
     distance, spot = (each[:, 0] for each in grids.nearest(points.xy, section.xy))
     names = adata.obs_names[section.rows].to_numpy().astype(str)
     trained = np.isin(names, measured)
-    obs = pd.DataFrame(index=np.arange(len(spot)).astype(str)) if points.obs is None else points.obs.copy()
+    obs = pd.DataFrame(index=np.arange(len(spot)).astype(str)) if points.cells is None else points.cells.obs.copy()
     if points.index is not None and points.spot_index is not None and points.on_spot is not None:
         obs[ARRAY[0]], obs[ARRAY[1]] = (points.index - points.index.min(axis=0)).T
         obs.index = pd.Index([f"{row}x{col}" for row, col in obs[ARRAY].to_numpy()])

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     Part = tuple[Region, NDArray[np.intp]]  # a region and its rows of the map
 
-TABLE, REGION_KEY, INSTANCE_KEY = "dense", "shapes", "point"
+TABLE, REGION_KEY, INSTANCE_KEY, CELLS = "dense", "shapes", "point", "cells"
 SQUARE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 
 
 def dense_spatialdata(table: Any, dense: AnnData, grid: Any) -> Any:
     """Make a SpatialData of a dense map: where the measured shapes are, in their coordinates, with their image.
 
-    A table that was named as the grid lends its own shapes.
+    What was given as the grid lends its own shapes: a table or shapes by name, or outlines.
     """
     from spatialdata import SpatialData  # noqa: PLC0415
     from spatialdata.models import TableModel  # noqa: PLC0415
@@ -34,7 +34,7 @@ def dense_spatialdata(table: Any, dense: AnnData, grid: Any) -> Any:
     parts = list(_parts(table, dense))
     for region, rows in parts:
         dense.obsm["spatial"][rows] = region.from_image(dense.obsm["spatial"][rows])
-    shapes = _lent(table, dense, grid) if isinstance(grid, str) else _cells(dense, parts)
+    shapes = _lent(table, dense, grid) or _cells(dense, parts)
     names = dict.fromkeys(region.image_name for region, _ in parts if region.image_name)
     dense.obs[REGION_KEY] = dense.obs[REGION_KEY].astype("category")
     annotated = TableModel.parse(dense, region=list(shapes), region_key=REGION_KEY, instance_key=INSTANCE_KEY)
@@ -65,21 +65,33 @@ def _parts(table: Any, dense: AnnData) -> "Iterator[Part]":
             yield region, np.flatnonzero(names == name)
 
 
-def _lent(table: Any, dense: AnnData, grid: str) -> dict[str, Any]:
-    """Give the shapes of the table that was the grid, and name the points as its rows."""
-    region, finer = table.points_of(grid)
-    dense.obs_names = finer.obs_names[region.rows]
-    dense.obs[REGION_KEY] = np.full(dense.n_obs, region.name, dtype=object)
-    dense.obs[INSTANCE_KEY] = finer.obs[finer.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[region.rows]
-    return {region.name: region.element}
+def _lent(table: Any, dense: AnnData, grid: Any) -> dict[str, Any]:
+    """Give the shapes that were the grid, which the points are rows of; nothing where it had none."""
+    if isinstance(grid, str) and grid in table.sdata.tables:
+        shapes = {(region := table.points_of(grid)[0]).name: region.element}
+    elif (outlines := table.outlines(grid)) is not None:
+        shapes = {grid if isinstance(grid, str) and grid in table.sdata.shapes else CELLS: outlines}
+    else:
+        return {}
+    [(name, element)] = shapes.items()
+    if "transform" not in element.attrs:
+        element = _parsed(element.loc[dense.obs[INSTANCE_KEY]], next(iter(table.regions.values())))
+    dense.obs[REGION_KEY] = np.full(dense.n_obs, name, dtype=object)
+    return {name: element}
+
+
+def _parsed(frame: Any, region: "Region") -> Any:
+    """Outlines as an element, where a region is."""
+    from spatialdata.models import ShapesModel  # noqa: PLC0415
+    from spatialdata.transformations import get_transformation  # noqa: PLC0415
+
+    return ShapesModel.parse(frame, transformations=deepcopy(get_transformation(region.element, get_all=True)))
 
 
 def _cells(dense: AnnData, parts: "list[Part]") -> dict[str, Any]:
     """Draw the cell of the lattice around every point: squares on a square array, hexagons on a hexagonal one."""
     from geopandas import GeoDataFrame  # noqa: PLC0415
     from shapely import polygons  # noqa: PLC0415
-    from spatialdata.models import ShapesModel  # noqa: PLC0415
-    from spatialdata.transformations import get_transformation  # noqa: PLC0415
 
     names, number = np.empty(dense.n_obs, dtype=object), np.empty(dense.n_obs, dtype=np.int64)
     shapes = {}
@@ -87,8 +99,7 @@ def _cells(dense: AnnData, parts: "list[Part]") -> dict[str, Any]:
         name = f"{region.name}_{TABLE}"
         names[rows], number[rows] = name, np.arange(len(rows))
         frame = GeoDataFrame(geometry=polygons(dense.obsm["spatial"][rows][:, None] + cell_of(dense[rows])))
-        steps = deepcopy(get_transformation(region.element, get_all=True))
-        shapes[name] = ShapesModel.parse(frame, transformations=steps)
+        shapes[name] = _parsed(frame, region)
     dense.obs[REGION_KEY], dense.obs[INSTANCE_KEY] = names, number
     return shapes
 

@@ -10,16 +10,20 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from sthisto import grids
+from sthisto._data._cells import Cells, is_geojson, read_cells, read_geojson
 from sthisto._data._elements import (
     ATTRIBUTES,
     Region,
+    element_region,
     regions_of,
     registered_to,
     table_of,
@@ -27,13 +31,14 @@ from sthisto._data._elements import (
     transformed,
 )
 from sthisto._data._images import ELEMENT
-from sthisto._data._shapes import dense_spatialdata
+from sthisto._data._shapes import INSTANCE_KEY, dense_spatialdata
 from sthisto._data._store import records, write
 from sthisto._messages import listed
 from sthisto.images import Image
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Floats = NDArray[np.float64]
 
 SLOTS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")
 PROXIED = {("obsm", "spatial"), ("uns", "spatial")}  # what the proxy has in place of the table's own
@@ -88,6 +93,8 @@ class VerbArguments:
         Whether that key is of a "fit" or of "features".
     fit_added
         Name of the parameter with the key of the fit that the verb writes.
+    new_rows
+        What is returned has rows of its own, at positions on the images.
     """
 
     adata: str = "adata"
@@ -98,6 +105,7 @@ class VerbArguments:
     images_of: str | None = None
     kind: Literal["fit", "features"] = "fit"
     fit_added: str | None = None
+    new_rows: bool = False
 
     def names(self) -> list[str]:
         """Parameters that are declared."""
@@ -115,6 +123,7 @@ def accepts_spatialdata(
     images_of: str | None = None,
     kind: Literal["fit", "features"] = "fit",
     fit_added: str | None = None,
+    new_rows: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a verb that is written for AnnData take a SpatialData or a :class:`SpatialDataView` as well.
 
@@ -136,6 +145,7 @@ def accepts_spatialdata(
         images_of=images_of,
         kind=kind,
         fit_added=fit_added,
+        new_rows=new_rows,
     )
 
     def decorate(verb: Callable[P, R]) -> Callable[P, R]:
@@ -257,18 +267,62 @@ class TableView:
 
     def _grid(self, grid: Any) -> Any:
         """Transform the grid that was asked for to the image, as its points count in the shapes' coordinates."""
-        region = next(iter(self.regions.values()))
-        if isinstance(grid, int | float | np.integer) or len(self.regions) > 1:
+        if isinstance(grid, int | float | np.integer):
             return grid
-        if isinstance(grid, str):
-            return region.on_image(self.points_of(grid)[0].xy)
+        cells = self._cells(grid)
+        if isinstance(cells, Cells):
+            return cells.at(self._moved(cells.xy, cells.obs, Region.on_image))
+        if len(self.regions) > 1:
+            return grid
+        region = next(iter(self.regions.values()))
         if isinstance(grid, grids.Lattice):
             corners = region.on_image(grid.points([[0, 0], [1, 0], [0, 1]]))
             return grids.Lattice(corners[0], corners[1:] - corners[0])
-        if isinstance(grid, AnnData) or hasattr(grid, "geometry"):
-            return grid
         xy = np.asarray(grid, dtype=np.float64)
         return region.on_image(xy) if xy.ndim == 2 and xy.shape[1] == 2 else grid
+
+    def _cells(self, grid: Any) -> Any:
+        """Cells in the coordinates of the shapes: of a table or shapes by name, outlines, or an AnnData of cells."""
+        if isinstance(grid, str) and grid in self.sdata.tables:
+            region, finer = self.points_of(grid)
+            numbers = finer.obs[finer.uns[ATTRIBUTES]["instance_key"]].to_numpy()[region.rows]
+            return Cells(region.xy, pd.DataFrame({INSTANCE_KEY: numbers}, index=finer.obs_names[region.rows]))
+        element = self.outlines(grid)
+        cells = read_cells(grid if element is None else element)
+        if element is None or not isinstance(cells, Cells):
+            return cells
+        cells = cells.at(cells.xy, **{INSTANCE_KEY: element.index.to_numpy()})
+        if "transform" not in element.attrs:
+            return cells
+        [region] = self.regions.values()
+        matrix = transformation_to(element_region("grid=", element, cells.xy), region.name, region.element)
+        return cells.at(transformed(matrix, cells.xy))
+
+    def outlines(self, grid: Any) -> Any:
+        """Shapes that are the grid, by name or as they are or of a file; None where it has none."""
+        if isinstance(grid, str) and grid in self.sdata.shapes:
+            grid = self.sdata.shapes[grid]
+        if is_geojson(grid):
+            grid = read_geojson(Path(grid))
+        if not hasattr(grid, "geometry"):
+            return None
+        if len(self.regions) > 1:
+            raise ValueError(
+                f"the outlines of grid= belong to one section, but the table annotates {len(self.regions)} elements "
+                f"({listed(self.regions)}). Pass an AnnData of cells with obs[{self.region_key!r}]."
+            )
+        return grid
+
+    def _moved(self, xy: Floats, obs: pd.DataFrame, move: Callable[[Region, Floats], Floats]) -> Floats:
+        """Move points of each region, which ``obs`` names where there are several."""
+        if len(self.regions) == 1:
+            return move(next(iter(self.regions.values())), xy)
+        if self.region_key not in obs:
+            return xy
+        names, moved = obs[self.region_key].astype(str).to_numpy(), xy.copy()
+        for name, region in self.regions.items():
+            moved[names == name] = move(region, xy[names == name])
+        return moved
 
     def points_of(self, name: str) -> tuple[Region, AnnData]:
         """Give the places of another table, such as a finer binning, in the coordinates of the only region."""
@@ -306,6 +360,9 @@ class TableView:
         result.uns.pop("spatial", None)
         if self.declared.grid:
             return dense_spatialdata(self, result, self.options[self.declared.grid])
+        if self.declared.new_rows:
+            result.obsm["spatial"] = self._moved(result.obsm["spatial"], result.obs, Region.from_image)
+            return result
         for region in self.regions.values():
             result.obsm["spatial"][region.rows] = region.xy
         result.uns[ATTRIBUTES] = dict(self.table.uns[ATTRIBUTES])

@@ -93,7 +93,7 @@ def synthetic(
     ``uns["spatial"][library]``
         the picture (h, w, 3) uint8 as ``hires``, at full resolution, and its scale factors
     ``uns["synthetic"]``
-        the tissue, for :func:`synthetic_truth`
+        the tissue, for :func:`synthetic_truth`; ``["nuclei"][library]`` (m, 2) where the nuclei are, which may overlap
 
     Raises
     ------
@@ -119,9 +119,13 @@ def synthetic(
         counts = _draw_counts(_share(tissue, genes, xy), depth * rng.lognormal(0, 0.3) if i else depth, rng)
         section = AnnData(counts, obs=spots, var=pd.DataFrame(index=genes["name"]), obsm={"spatial": xy})
         scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 0.55 * pitch_um / mpp, "microns_per_pixel": mpp}
-        picture = {"images": {"hires": _draw_picture(tissue, *size, rng)}, "scalefactors": scales}
+        pixels, nuclei = _draw_picture(tissue, *size, rng)
+        picture = {"images": {"hires": pixels}, "scalefactors": scales}
         name = f"synthetic_{i}"
-        section.uns = {"spatial": {name: picture}, "synthetic": {"tissue": {name: asdict(tissue)}}}
+        section.uns = {
+            "spatial": {name: picture},
+            "synthetic": {"tissue": {name: asdict(tissue)}, "nuclei": {name: nuclei}},
+        }
         sections[name] = section
     adata = anndata.concat(sections, label="library", index_unique="-", uns_merge="unique")
     adata.var["kind"] = pd.Categorical(genes["kind"], KINDS)
@@ -351,15 +355,15 @@ def _draw_counts(share: Floats, depth: float, rng: Generator) -> csr_matrix:
     return csr_matrix(rng.poisson(own * share * rng.gamma(10, 0.1, share.shape)).astype(np.float32))
 
 
-def _draw_picture(tissue: _Tissue, height: int, width: int, rng: Generator) -> NDArray[np.uint8]:
-    """Stain by Beer and Lambert: dark nuclei, pink matrix; lumens of glands and the surroundings are white."""
+def _draw_picture(tissue: _Tissue, height: int, width: int, rng: Generator) -> tuple[NDArray[np.uint8], Floats]:
+    """Stain by Beer and Lambert: dark nuclei, whose centers are returned, pink matrix, and white where no tissue is."""
     gradient, gland, density = tissue.picture_maps(height, width)
     x, y = tissue.pixels_um(height, width)
     inside = np.clip((tissue.limit - _reach(x, y, tissue.lobes)) / (2 * tissue.mpp) + 0.5, 0, 1)
     inside *= expit((LUMEN - gland) / 0.05)
     regions, crowd = np.stack(_regions(gradient, gland)), np.tanh(density)
     per_um2 = np.tensordot(NUCLEI_PER_UM2, regions, 1) * np.exp(0.9 * crowd)
-    nuclei = _draw_nuclei((per_um2 + np.float32(4e-3) * _rim(gland)) * (inside > 0.5), tissue.mpp, rng)
+    nuclei, centers = _draw_nuclei((per_um2 + np.float32(4e-3) * _rim(gland)) * (inside > 0.5), tissue.mpp, rng)
     grain = gaussian_filter(rng.standard_normal((height, width), np.float32), 6 / tissue.mpp, truncate=2)
     eosin = np.tensordot(EOSIN_OF_REGION, regions, 1) * (1 - 0.2 * crowd + np.float32(0.12) * grain / grain.std())
     noise = 0.06 * rng.standard_normal((height, width), np.float32)
@@ -370,11 +374,11 @@ def _draw_picture(tissue: _Tissue, height: int, width: int, rng: Generator) -> N
     picture = np.empty((height, width, 3), np.uint8)
     for channel, (h, e) in enumerate(zip(HAEMATOXYLIN, EOSIN, strict=True)):
         picture[..., channel] = np.clip(244 * np.exp(-(h * haematoxylin + e * eosin)), 0, 255)
-    return picture
+    return picture, centers
 
 
-def _draw_nuclei(per_um2: NDArray[np.float32], mpp: float, rng: Generator) -> NDArray[np.float32]:
-    """(h, w) how far each pixel is covered by nuclei: ellipses strewn at the given density."""
+def _draw_nuclei(per_um2: NDArray[np.float32], mpp: float, rng: Generator) -> tuple[NDArray[np.float32], Floats]:
+    """(h, w) how far each pixel is covered by nuclei, ellipses strewn at the density; (k, 2) their centers."""
     height, width = per_um2.shape
     row, col = np.nonzero(rng.random((height, width), np.float32) < per_um2 * mpp**2)
     long = (NUCLEUS_UM / mpp * rng.lognormal(0, 0.15, len(row))).astype(np.float32)
@@ -389,4 +393,4 @@ def _draw_nuclei(per_um2: NDArray[np.float32], mpp: float, rng: Generator) -> ND
         ink = np.clip((1 - distance) * short[part, None] + 0.5, 0, 1)  # an edge one pixel wide
         where = (row[part, None] + half + dy) * covered.shape[1] + col[part, None] + half + dx
         np.maximum.at(covered.ravel(), where.ravel(), ink.ravel())
-    return covered[half:-half, half:-half]
+    return covered[half:-half, half:-half], np.column_stack([col, row]).astype(np.float64) + 0.5

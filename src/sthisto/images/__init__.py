@@ -16,14 +16,17 @@ Every read gives (h, w, 3) uint8 RGB by one rule:
 """
 
 from sthisto.images._image import Image
+from sthisto.images._nuclei import Nuclei, find_nuclei
 from sthisto.images._open import open_image
 from sthisto.images._patches import patch_batches, sample_patches, visiting_order
 from sthisto.images._tissue import check_scale, check_tissue, is_blank, tissue_points, tissue_share
 
 __all__ = [
     "Image",
+    "Nuclei",
     "check_scale",
     "check_tissue",
+    "find_nuclei",
     "is_blank",
     "open_image",
     "patch_batches",

@@ -1,4 +1,4 @@
-"""The points of a dense map: a refined array, a lattice, or points as given."""
+"""The points of a dense map: a refined array, a lattice, cells, or points as given."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sthisto import grids
-from sthisto._data import GridPoints, SectionData
+from sthisto._data import Cells, GridPoints, SectionData
 
 SPARE = 1.1  # of the covering radius: spots are printed a little off their sites
 ON_SITE = 0.2  # pitches of the grid: a spot further from its site was not measured there
@@ -37,7 +37,15 @@ def make_grid(grid: Any, section: SectionData, max_distance: float | None) -> Gr
             spot_index=own.index(section.xy) * factor,
             on_spot=np.ones(len(section), dtype=bool),
         )
-    return _scattered(grid, section, spots, max_distance)
+    cells = grid if isinstance(grid, Cells) else None
+    xy = cells.xy if cells else _points(grid)
+    if max_distance is not None:
+        near = grids.within(xy, spots, max_distance)
+        xy, cells = xy[near], cells.keep(near) if cells else None
+    if not len(xy):
+        raise ValueError(f"no point of the grid is within max_distance={max_distance} px of a spot.")
+    several = len(np.unique(xy, axis=0)) > 1
+    return GridPoints(xy, grids.spacing(xy) if several else section.pitch, cells=cells)
 
 
 def _whole(grid: Any) -> int:
@@ -62,10 +70,11 @@ def _covering(
     return GridPoints(fine.points(index), fine.pitch, index, spot_index, on_spot)
 
 
-def _scattered(grid: Any, section: SectionData, spots: NDArray[np.float64], max_distance: float | None) -> GridPoints:
+def _points(grid: Any) -> NDArray[np.float64]:
     """Points as the user gave them."""
     expected = (
-        "expected a whole number, a sthisto.grids.Lattice, or finite points (m, 2) in full-resolution pixels, x then y."
+        "expected a whole number, a sthisto.grids.Lattice, finite points (m, 2) in full-resolution pixels, x then y, "
+        "or cells: an AnnData, a GeoDataFrame or the path of a GeoJSON."
     )
     try:
         xy = np.asarray(grid, dtype=np.float64)
@@ -73,9 +82,4 @@ def _scattered(grid: Any, section: SectionData, spots: NDArray[np.float64], max_
         raise ValueError(f"grid={grid!r}: {expected}") from error
     if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
         raise ValueError(f"grid of shape {xy.shape}: {expected}")
-    if max_distance is not None:
-        xy = xy[grids.within(xy, spots, max_distance)]
-        if not len(xy):
-            raise ValueError(f"no point of the grid is within max_distance={max_distance} px of a spot.")
-    several = len(np.unique(xy, axis=0)) > 1
-    return GridPoints(xy, grids.spacing(xy) if several else section.pitch)
+    return xy

@@ -33,6 +33,7 @@ def match_spot_means(
     *,
     pitch: float,
     diameter: float,
+    weights: Floats | None = None,
 ) -> NDArray[np.float32]:
     """Correct dense values so that footprints average to the predictions at their spots.
 
@@ -48,6 +49,8 @@ def match_spot_means(
         (n, 2) pixels.
     pitch, diameter
         Pixels: between spots, and of a footprint.
+    weights
+        (m,) positive, of the points in the means of footprints; None: all equal.
 
     Returns
     -------
@@ -63,7 +66,7 @@ def match_spot_means(
     >>> float(corrected.mean().round(5))
     1.0
     """
-    mean, held = _footprints(points, spots, diameter / 2)
+    mean, held = _footprints(points, spots, diameter / 2, np.ones(len(points)) if weights is None else weights)
     share = _shares(points, spots[held], SUPPORT * pitch)
     made = np.empty_like(values)
     for start in range(0, values.shape[1], GENES):
@@ -87,12 +90,15 @@ def _corrected(y: Floats, wanted: NDArray[np.float32], mean: sparse.csr_array, s
     return np.where(inside, y * (within.T @ factor) + within.T @ added, y)
 
 
-def _footprints(points: Floats, spots: Floats, radius: float) -> tuple[sparse.csr_array, NDArray[np.intp]]:
+def _footprints(
+    points: Floats, spots: Floats, radius: float, weights: Floats
+) -> tuple[sparse.csr_array, NDArray[np.intp]]:
     """Give the means (k, m) over the footprints that hold points, and whose they are (k,)."""
     distance, spot = (each[:, 0] for each in grids.nearest(points, spots))
     inside = np.flatnonzero(distance <= radius * (1 + 1e-9))
-    held, row, count = np.unique(spot[inside], return_inverse=True, return_counts=True)
-    mean = sparse.csr_array((1 / count[row], (row, inside)), shape=(len(held), len(points)))
+    held, row = np.unique(spot[inside], return_inverse=True)
+    total = np.bincount(row, weights[inside])
+    mean = sparse.csr_array((weights[inside] / total[row], (row, inside)), shape=(len(held), len(points)))
     return mean, held.astype(np.intp)
 
 

@@ -1,13 +1,14 @@
 """Predict expression on a dense grid."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sthisto import _data, encoders, grids
-from sthisto._data import GridPoints, SectionData
+from sthisto._data import Cells, GridPoints, SectionData
+from sthisto._messages import listed
 from sthisto.encoders._encode import encode
 from sthisto.images import check_scale
 from sthisto.models import Model
@@ -20,6 +21,7 @@ from sthisto.uncertainty import Covariates, check_level
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 )
 def upsample(
     adata: "AnnData | SpatialData",
-    grid: "int | str | grids.Lattice | ArrayLike" = 2,
+    grid: "int | str | grids.Lattice | ArrayLike | AnnData | GeoDataFrame" = 2,
     *,
     reference: "AnnData | SpatialData | None" = None,
     image: Any = None,
@@ -37,10 +39,10 @@ def upsample(
     max_distance: float | None = None,
     library_key: str | None = None,
     interval: float | None = None,
-    match_spot_means: bool = False,
+    match_spot_means: bool | Literal["area"] = False,
     key: str = "sthisto",
 ) -> "AnnData | SpatialData":
-    """Predict expression on a dense grid, as a new object.
+    """Predict expression on a dense grid or at cells, as a new object.
 
     Image features of the points are extracted as those of the spots were, from the same image at the same scale, so
     that the map equals what :func:`predict` gives at the spots. With ``reference``, an object that was fitted,
@@ -53,8 +55,10 @@ def upsample(
     grid
         An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
         :class:`sthisto.grids.Lattice` (:meth:`~sthisto.grids.Lattice.split` makes the finer bins of Visium HD), or
-        points (m, 2) in full-resolution pixels, x then y, in one section; of a SpatialData in the coordinates of the
-        shapes, or the name of another of its tables, whose places are taken.
+        points (m, 2) in full-resolution pixels, x then y, in one section; or cells: an AnnData with
+        ``obsm["spatial"]`` (:func:`sthisto.pp.find_nuclei`; several sections are told by ``obs[library_key]``), a
+        GeoDataFrame of outlines, or the path of a GeoJSON of QuPath. Of a SpatialData all of these are in the
+        coordinates of the shapes, and the name of other shapes of it, or of another table, is a grid, too.
     reference
         Fitted object, or what :func:`load` returned.
     image
@@ -75,13 +79,15 @@ def upsample(
     match_spot_means
         Correct the map, smoothly, so that its points inside the footprint of a spot average to what :func:`predict`
         gives for that spot. Footprints are discs of ``scalefactors["spot_diameter_fullres"]``, else of 0.55 pitches;
-        those that contain no point, or only the spot's center as with ``grid=2``, need no correction.
+        those that contain no point, or only the spot's center as with ``grid=2``, need no correction. ``"area"``
+        weights each cell by its area: what the cells in a spot add up to, in proportion to their areas, is the spot's.
     key
         Name of the fit.
 
     Returns
     -------
-    AnnData, one row a point: ``X`` (m, g) float32, non-negative, on the scale of the training expression;
+    AnnData, one row a point, or a cell with its name and ``obs``:
+    ``X`` (m, g) float32, non-negative, on the scale of the training expression;
     ``layers["std"]`` the standard deviation of a new measurement, and with ``interval`` its bounds ``layers["low"]``
     and ``layers["high"]``; ``obsm["spatial"]`` full-resolution pixels; ``obs["array_row"]``,
     ``obs["array_col"]`` integers on the refined lattice; ``obs["nearest_spot"]``,
@@ -90,9 +96,9 @@ def upsample(
     ``uns["spatial"]`` as in ``adata``, with the grid's pitch as spot diameter, so that
     ``sq.pl.spatial_scatter(dense, shape="square")`` draws a gapless map.
 
-    For a SpatialData a new SpatialData: the table ``"dense"``; the shapes ``"<shapes>_dense"`` that it annotates, which
-    are the cells of the lattice where the measured shapes are, with the same transformations; and the image that was
-    used. :func:`rasterize` adds images of genes.
+    For a SpatialData a new SpatialData: the table ``"dense"``; the shapes that it annotates, which are the outlines or
+    shapes that were the grid, else ``"<shapes>_dense"``, the cells of the lattice where the measured shapes are, with
+    the same transformations; and the image that was used. :func:`rasterize` adds images of genes.
 
     Raises
     ------
@@ -103,7 +109,7 @@ def upsample(
     ValueError
         No lattice to refine, no point within ``max_distance``, points outside the image, features of another length or
         for a model that reads none, state that is damaged, newer or of another object; ``interval`` that is no
-        probability.
+        probability; names of cells that are not unique, or unknown areas with ``match_spot_means="area"``.
 
     References
     ----------
@@ -118,9 +124,21 @@ def upsample(
     >>> dense = sthisto.tl.upsample(adata, 2)
     >>> dense.n_obs > 3 * adata.n_obs
     True
+
+    Values per cell, from an image that shows nuclei:
+
+    >>> adata = sthisto.datasets.synthetic(60, mpp=1.0)
+    >>> sthisto.pp.extract_features(adata)
+    >>> sthisto.tl.fit(adata, "ridge")
+    >>> nuclei = sthisto.pp.find_nuclei(adata)
+    >>> cells = sthisto.tl.upsample(adata, nuclei, match_spot_means="area")
+    >>> cells.n_obs == nuclei.n_obs, "area_um2" in cells.obs
+    (True, True)
     """
     if interval is not None:
         check_level(interval)
+    if match_spot_means not in (True, False, "area"):
+        raise ValueError(f"match_spot_means={match_spot_means!r}: expected True, False or 'area'.")
     fit = _data.read_fit(adata if reference is None else reference, key)
     model, uncertainty = restore(fit), UncertaintyModel.restore(fit)
     if reference is None:
@@ -131,7 +149,7 @@ def upsample(
     if features is not None and not fit.features_key:
         raise ValueError(f"features=: model {fit.model!r} reads no image features.")
     sections = read_inputs(adata, sections, fit, model, image=image)
-    points = _grids(grid, sections, max_distance)
+    points = _grids(_data.read_cells(grid), sections, max_distance, library_key)
     described: dict[str, NDArray[np.float32] | None] = dict.fromkeys(points)
     if features is not None:
         described = dict(zip(points, _given(features, [len(each.xy) for each in points.values()]), strict=True))
@@ -143,7 +161,7 @@ def upsample(
             described[name] = next(extracted)
         mean, covariates = _predicted(model, uncertainty, sections[name], each, described.pop(name))
         if match_spot_means:
-            mean = _with_spot_means(adata, model, sections[name], each.xy, mean)
+            mean = _with_spot_means(adata, model, sections[name], each, mean, by_area=match_spot_means == "area")
         means.append(mean)
         parts.append(covariates)
     mean, covariates = np.concatenate(means), Covariates.join(parts)
@@ -159,11 +177,30 @@ def upsample(
     )
 
 
-def _grids(grid: Any, sections: Mapping[str, SectionData], max_distance: float | None) -> dict[str, GridPoints]:
-    """Points of every section; given ones belong to one section."""
+def _grids(
+    grid: Any, sections: Mapping[str, SectionData], max_distance: float | None, library_key: str
+) -> dict[str, GridPoints]:
+    """Points of every section; given ones belong to one section, unless they are cells that name theirs."""
+    if isinstance(grid, Cells) and library_key in grid.obs and len(sections) > 1:
+        return _grids_of_cells(grid, sections, max_distance, library_key)
     if len(sections) > 1 and not isinstance(grid, int | float | np.number):
         raise ValueError(f"the points of grid= belong to one section, but adata has {len(sections)}: pass one.")
     return {name: make_grid(grid, each, max_distance) for name, each in sections.items() if each.in_tissue.any()}
+
+
+def _grids_of_cells(
+    cells: Cells, sections: Mapping[str, SectionData], max_distance: float | None, library_key: str
+) -> dict[str, GridPoints]:
+    """Cells of every section that has any."""
+    names = cells.obs[library_key].astype(str).to_numpy()
+    unknown = sorted(set(names) - set(sections))
+    if unknown:
+        raise ValueError(f"cells of grid= are in sections {listed(unknown)}; adata has {listed(sections)}.")
+    return {
+        name: make_grid(cells.keep(names == name), each, max_distance)
+        for name, each in sections.items()
+        if (names == name).any()
+    }
 
 
 def _predicted(
@@ -181,12 +218,19 @@ def _predicted(
 
 
 def _with_spot_means(
-    adata: "AnnData", model: Model, section: SectionData, xy: NDArray[np.float64], mean: NDArray[np.float32]
+    adata: "AnnData",
+    model: Model,
+    section: SectionData,
+    points: GridPoints,
+    mean: NDArray[np.float32],
+    *,
+    by_area: bool,
 ) -> NDArray[np.float32]:
     """Dense means (m, g) of one section, corrected by the predictions at its spots."""
     spots = np.maximum(model.predict(model_section(section, model)), 0)
     diameter = _data.spot_diameter(adata, section)
-    return matched(mean, xy, spots, section.xy, pitch=section.pitch, diameter=diameter)
+    areas = _data.cell_areas(points.cells) if by_area else None
+    return matched(mean, points.xy, spots, section.xy, pitch=section.pitch, diameter=diameter, weights=areas)
 
 
 def _given(features: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
