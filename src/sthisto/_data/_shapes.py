@@ -67,7 +67,7 @@ def _parts(table: Any, dense: AnnData) -> "Iterator[Part]":
 
 def _lent(table: Any, dense: AnnData, grid: Any) -> dict[str, Any]:
     """Give the shapes that were the grid, which the points are rows of; nothing where it had none."""
-    if isinstance(grid, str) and grid in table.sdata.tables:
+    if isinstance(grid, str) and grid in table.sdata.tables and grid not in table.sdata.shapes:
         shapes = {(region := table.points_of(grid)[0]).name: region.element}
     elif (outlines := table.outlines(grid)) is not None:
         shapes = {grid if isinstance(grid, str) and grid in table.sdata.shapes else CELLS: outlines}

@@ -283,7 +283,7 @@ class TableView:
 
     def _cells(self, grid: Any) -> Any:
         """Cells in the coordinates of the shapes: of a table or shapes by name, outlines, or an AnnData of cells."""
-        if isinstance(grid, str) and grid in self.sdata.tables:
+        if isinstance(grid, str) and grid not in self.sdata.shapes and not is_geojson(grid):
             region, finer = self.points_of(grid)
             numbers = finer.obs[finer.uns[ATTRIBUTES]["instance_key"]].to_numpy()[region.rows]
             return Cells(region.xy, pd.DataFrame({INSTANCE_KEY: numbers}, index=finer.obs_names[region.rows]))

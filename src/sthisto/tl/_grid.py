@@ -27,7 +27,7 @@ def make_grid(grid: Any, section: SectionData, max_distance: float | None) -> Gr
         return _covering(
             fine, spots, radius, max_distance, spot_index=spot_index, on_spot=distance <= ON_SITE * fine.pitch
         )
-    if np.ndim(grid) == 0 and not isinstance(grid, str):
+    if not isinstance(grid, Cells | str) and np.ndim(grid) == 0:
         factor, own = _whole(grid), grids.Lattice.fit(section.xy)
         return _covering(
             own.refine(factor),
