@@ -3,7 +3,9 @@
 import json
 import warnings
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -16,7 +18,7 @@ with warnings.catch_warnings():  # what its own dependencies warn of as they loa
     import shapely
     from spatialdata import SpatialData, read_zarr
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Identity, Scale
+    from spatialdata.transformations import Identity, Scale, Translation
 
 SHIFT = np.array([[11.0, -7.0], [-9.0, 4.0], [3.0, 12.0]])  # of cells from their spot, pixels
 
@@ -35,9 +37,6 @@ def xy(fitted):
 
 
 def table(xy, **obs):
-    import anndata  # noqa: PLC0415
-    import pandas as pd  # noqa: PLC0415
-
     names = pd.Index([f"cell_{n}" for n in range(len(xy))])
     return anndata.AnnData(obs=pd.DataFrame(obs, index=names), obsm={"spatial": xy})
 
@@ -236,7 +235,11 @@ def test_nuclei_of_a_spatialdata_are_in_its_coordinates(tmp_path):
         adata.obsm["spatial"] + 1000.0, geometry=0, radius=27.5, transformations={"hd": Identity()}
     )
     sdata = SpatialData(
-        images={"he": Image2DModel.parse(np.moveaxis(pixels, -1, 0), transformations={"hd": moved(1000.0)})},
+        images={
+            "he": Image2DModel.parse(
+                np.moveaxis(pixels, -1, 0), transformations={"hd": Translation([1000.0, 1000.0], ("x", "y"))}
+            )
+        },
         shapes={"spots": shapes},
         tables={"table": TableModel.parse(spots, region="spots", region_key="region", instance_key="id")},
     )
@@ -249,9 +252,3 @@ def test_nuclei_of_a_spatialdata_are_in_its_coordinates(tmp_path):
     sthisto.pp.extract_features(adata)
     sthisto.tl.fit(adata, "ridge")
     assert_allclose(made["dense"].X, sthisto.tl.upsample(adata, nuclei).X, rtol=1e-3, atol=1e-3)
-
-
-def moved(by):
-    from spatialdata.transformations import Translation  # noqa: PLC0415
-
-    return Translation([by, by], ("x", "y"))

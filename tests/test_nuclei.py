@@ -1,8 +1,10 @@
 """Nuclei of images: where they are, how large, and whatever the scale, the tiles and the container."""
 
+import anndata
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from scipy.spatial import cKDTree
 
 import sthisto
@@ -131,8 +133,6 @@ def test_an_anndata_of_nuclei(refuses):
 
 
 def test_the_image_of_the_features_is_taken(tmp_path):
-    from PIL import Image  # noqa: PLC0415
-
     adata = sthisto.datasets.synthetic(30, mpp=1.0)
     expected = sthisto.pp.find_nuclei(adata).obsm["spatial"]
     Image.fromarray(adata.uns["spatial"].pop("synthetic_0")["images"]["hires"]).save(tmp_path / "full.png")
@@ -142,8 +142,6 @@ def test_the_image_of_the_features_is_taken(tmp_path):
 
 
 def test_several_sections_and_files(tmp_path):
-    import anndata  # noqa: PLC0415
-
     adata = sthisto.datasets.synthetic(20, n_sections=2, mpp=1.0)
     nuclei = sthisto.pp.find_nuclei(adata, library_key="library")
     assert nuclei.obs["library"].cat.categories.tolist() == ["synthetic_0", "synthetic_1"]

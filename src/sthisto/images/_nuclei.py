@@ -111,7 +111,7 @@ def find_nuclei(
     >>> pixels[(x - 150) ** 2 + (y - 100) ** 2 < 64] = [70, 40, 120]
     >>> nuclei = find_nuclei(open_image(pixels), mpp=0.5)
     >>> nuclei.xy.round().tolist(), nuclei.area_um2.round().tolist()
-    ([[150.0, 100.0]], [49.0])
+    ([[150.0, 100.0]], [46.0])
     """
     stored_mpp = mpp / image.scales[0]
     if not (np.isfinite(mpp) and 0 < stored_mpp <= MAX_MPP):
