@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image as Pillow
 from scipy import sparse
 
-from sthisto import grids, images, pp, tl
+from sthisto import grids, images, metrics, pp, tl
+from sthisto._messages import SthistoWarning
 from sthisto.datasets import synthetic, synthetic_truth
 from sthisto.models import MODELS
 
@@ -669,3 +670,43 @@ def test_histosge_sees_the_colors_of_the_picture(section):
         predicted(section, "with")
     with pytest.raises(KeyError, match="Pass image="):
         fit(section, "histosge", features_key="X_elsewhere")
+
+
+@pytest.fixture
+def wide(section):
+    """A section of 1 100 genes with counts, of which the second hundred varies most."""
+    random = np.random.default_rng(0)
+    rate = np.tile(random.uniform(1, 30, 1100), (section.n_obs, 1))
+    rate[:, 100:200] *= random.gamma(0.5, 2.0, (section.n_obs, 100))
+    adata = ad.AnnData(sparse.csr_matrix(random.poisson(rate).astype(np.float32)), obs=section.obs, obsm=section.obsm)
+    adata.uns = section.uns
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = metrics.lognorm(adata.X)
+    return adata
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_of_many_genes_the_most_variable_are_fitted_and_the_user_is_warned(wide, counted):
+    if not counted:
+        del wide.layers["counts"]
+    with pytest.warns(SthistoWarning, match=r"the 1000 most variable of 1100 genes.*genes=adata.var_names"):
+        tl.fit(wide, "idw")
+    assert len(wide.uns["sthisto"]["fit"]["sthisto"]["genes"]) == 1000
+    tl.fit(wide, "idw", genes=100)
+    assert len(set(wide.uns["sthisto"]["fit"]["sthisto"]["genes"]) & set(wide.var_names[100:200])) > 90
+
+
+def test_genes_are_chosen_on_the_training_spots_alone(wide):
+    half = np.arange(wide.n_obs) % 2 == 0
+    changed = wide.copy()
+    changed.layers["counts"] = sparse.csr_matrix(np.where(half[:, None], wide.layers["counts"].toarray(), 0))
+    for adata in (wide, changed):
+        tl.fit(adata, "idw", genes=150, train_on=half)
+    chosen, again = (adata.uns["sthisto"]["fit"]["sthisto"]["genes"] for adata in (wide, changed))
+    assert_array_equal(chosen, again)
+
+
+@pytest.mark.parametrize("genes", [0, -3, True, 2.5])
+def test_a_number_of_genes_is_a_whole_number(section, genes, refuses):
+    with refuses(section, ValueError, "expected names, or a whole number of 1 or more"):
+        tl.fit(section, "idw", genes=genes)

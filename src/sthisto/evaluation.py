@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, repeat
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -153,10 +153,8 @@ class Dataset:
             raise ValueError("genes are chosen by counts: give columns= or counts=.")
         parts = [counts[mask] for counts, mask in zip(self.counts, kept, strict=True)]
         labels = np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts])
-        large = sum(map(len, self.sections)) > MANY_SPOTS * len(self.sections)
-        chosen = choose_genes(
-            sparse.vstack(parts, format="csr"), labels, n_genes, least_seen=0.0 if large else LEAST_SEEN
-        )
+        least = least_seen(sum(map(len, self.sections)), len(self.sections))
+        chosen = choose_genes(sparse.vstack(parts, format="csr"), labels, n_genes, least_seen=least)
         return np.flatnonzero(chosen)
 
 
@@ -294,23 +292,35 @@ def score(truth: NDArray[np.float32], predicted: NDArray[np.float32]) -> dict[st
     return figures
 
 
+def least_seen(n_spots: int, n_sections: int) -> float:
+    """Share of the spots that a gene has to be seen in: a tenth, but on large sections rare genes are modelled, too."""
+    return 0.0 if n_spots > MANY_SPOTS * n_sections else LEAST_SEEN
+
+
 def choose_genes(
-    counts: Counts, sections: NDArray[np.generic], n_genes: int, *, least_seen: float = LEAST_SEEN
+    values: Counts,
+    sections: NDArray[np.generic],
+    n_genes: int,
+    *,
+    least_seen: float = LEAST_SEEN,
+    flavor: Literal["seurat_v3", "seurat"] = "seurat_v3",
 ) -> Mask:
-    """Choose genes worth modelling by the counts of the training spots alone.
+    """Choose genes worth modelling by the expression of the training spots alone: seen often enough, most variable.
 
     Choosing on all spots would leak information of the held-out ones: a gene that varies there would be chosen.
 
     Parameters
     ----------
-    counts
-        (n, all genes) CSR counts of the training spots.
+    values
+        (n, all genes) CSR counts of the training spots, or log-normalized expression with ``flavor="seurat"``.
     sections
         (n,) which section each spot belongs to; variances are ranked within sections.
     n_genes
         So many are chosen, or all where fewer are seen often enough.
     least_seen
         Share of the spots that a gene has to be seen in; in one spot at least.
+    flavor
+        Of :func:`scanpy.pp.highly_variable_genes`.
 
     Returns
     -------
@@ -323,7 +333,8 @@ def choose_genes(
 
     References
     ----------
-    Stuart et al. (2019), Cell, "Comprehensive integration of single-cell data": ``flavor="seurat_v3"`` of scanpy.
+    Stuart et al. (2019), Cell, "Comprehensive integration of single-cell data" (``"seurat_v3"``); Satija et al. (2015),
+    Nature Biotechnology, "Spatial reconstruction of single-cell gene expression data" (``"seurat"``).
 
     Examples
     --------
@@ -331,20 +342,20 @@ def choose_genes(
     >>> choose_genes(csr_matrix(np.eye(4) + [1, 0, 0, 0]), np.zeros(4), 2, least_seen=0.5)
     array([ True, False, False, False])
     """
-    seen = np.asarray((counts > 0).mean(axis=0)).ravel()
+    seen = np.asarray((values > 0).mean(axis=0)).ravel()
     chosen: Mask = (seen > 0) & (seen >= least_seen)
     if not chosen.any():
         raise ValueError(
-            f"no gene is seen in {least_seen:.0%} of the {counts.shape[0]} training spots. Name some with genes=."
+            f"no gene is seen in {least_seen:.0%} of the {values.shape[0]} training spots. Name some with genes=."
         )
     if chosen.sum() > n_genes:
         import scanpy as sc  # noqa: PLC0415  importing sthisto must not load scanpy
 
-        part = sc.AnnData(counts[:, chosen], obs={"section": sections.astype(str)})
+        part = sc.AnnData(values[:, chosen], obs={"section": sections.astype(str)})
         several = "section" if part.obs["section"].nunique() > 1 else None
         try:
             ranked = sc.pp.highly_variable_genes(
-                part, flavor="seurat_v3", n_top_genes=n_genes, batch_key=several, inplace=False
+                part, flavor=flavor, n_top_genes=n_genes, batch_key=several, inplace=False
             )
         except ValueError as error:  # the trend of variances fails on small panels
             raise ValueError(

@@ -119,6 +119,16 @@ def genes_to_model(adata: AnnData, genes: Iterable[str] | None) -> NDArray[np.st
     return np.asarray(pd.unique(chosen), dtype=str)
 
 
+def marks_genes(adata: AnnData) -> bool:
+    """Whether ``var`` says which genes are highly variable."""
+    return HIGHLY_VARIABLE in adata.var
+
+
+def sparse_values(adata: AnnData, rows: NDArray[np.intp], layer: str | None) -> Any:
+    """All genes of rows as CSR (n, n_vars), unchecked: to choose genes by."""
+    return sparse.csr_matrix(_matrix(adata, layer)[rows])
+
+
 def genes_with_values(adata: AnnData, genes: NDArray[np.str_], layer: str | None) -> NDArray[np.str_]:
     """Leave out genes without a single value, as those that a fit does not model are in its layer.
 

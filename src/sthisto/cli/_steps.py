@@ -32,8 +32,6 @@ def prepare(adata: "AnnData", job: Job) -> list[str] | None:
     genes = None if args.genes is None else names_in(args.genes)
     _data.genes_to_model(adata, genes)
     if args.layer not in (None, "X") or not are_counts(adata.X):
-        if genes is None and "highly_variable" not in adata.var:
-            logger.info("no var['highly_variable']: all %d genes are modelled", adata.n_vars)
         return genes
     others = [name for name in _data.layer_names(adata) if name != "counts" and _log_normalized(adata.layers[name])]
     if others and args.layer is None:
@@ -86,7 +84,7 @@ def _values(matrix: Any) -> Any:
 def choose_genes(adata: "AnnData", counts: Any, library_key: str | None) -> evaluation.Mask:
     """Mask (g,) of the genes worth modelling: seen often enough, then the most variable."""
     libraries = _data.section_rows(adata, library_key)
-    least = 0.0 if adata.n_obs > evaluation.MANY_SPOTS * len(libraries) else evaluation.LEAST_SEEN
+    least = evaluation.least_seen(adata.n_obs, len(libraries))
     labels = np.zeros(adata.n_obs) if library_key is None else adata.obs[library_key].to_numpy()
     chosen = evaluation.choose_genes(sparse.csr_matrix(counts), labels, N_GENES, least_seen=least)
     logger.info(

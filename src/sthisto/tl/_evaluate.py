@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     Split = evaluation.RandomSplit | evaluation.BlockSplit
 
-from sthisto.tl._sections import model_section
-
-N_GENES = 1000
+from sthisto.tl._sections import N_GENES, model_section, number_of_genes
 
 
 @_data.accepts_spatialdata(image="image", library_key="library_key", images_of="features_key", kind="features")
@@ -174,13 +172,12 @@ def _splits(split: "str | Split | Iterable[str | Split]") -> "list[Split]":
 
 def _number_and_names(genes: Iterable[str] | int | None, counts_layer: str | None) -> tuple[int, Iterable[str] | None]:
     """How many genes to choose, and which were named."""
-    if genes is None or isinstance(genes, str) or not isinstance(genes, Integral | float):
+    number = number_of_genes(genes)
+    if number is None:
         return N_GENES, genes  # type: ignore[return-value]
-    if isinstance(genes, bool | float) or genes < 1:
-        raise ValueError(f"genes={genes!r}: expected names, or a whole number of 1 or more.")
     if counts_layer is None:
         raise ValueError(f"genes={genes}: genes are chosen by counts. Pass counts_layer=, or name the genes.")
-    return int(genes), None
+    return number, None
 
 
 def _dataset(

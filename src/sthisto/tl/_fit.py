@@ -10,7 +10,7 @@ import numpy as np
 from sthisto import _data
 from sthisto._crossfit import refit_of
 from sthisto.models import MODELS, build, reads_pixels
-from sthisto.tl._sections import model_section, training_sections
+from sthisto.tl._sections import genes_to_fit, model_section, training_sections
 from sthisto.tl._uncertainty import UncertaintyModel
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fit(
     *,
     features_key: str = "X_histo",
     layer: str | None = None,
-    genes: Iterable[str] | None = None,
+    genes: Iterable[str] | int | None = None,
     train_on: "str | pd.Series[Any] | NDArray[np.bool_] | None" = None,
     library_key: str | None = None,
     image: Any = None,
@@ -57,7 +57,9 @@ def fit(
     layer
         Layer with log-normalized expression; ``None`` reads ``X``.
     genes
-        Genes to model; ``None`` takes ``var["highly_variable"]`` where present, else all.
+        Names of the genes to model. A number takes the most variable on the training spots, by ``layers["counts"]``
+        where present, else by the expression. ``None`` takes ``var["highly_variable"]`` where present, else all, and
+        the 1 000 most variable of more than these.
     train_on
         The spots to fit on: a column of ``obs`` with True and False or 1 and 0, a mask (n,), or a Series by spot name.
     library_key
@@ -109,9 +111,9 @@ def fit(
     _data.check_key(key_added)
     settings = _data.plain_params(params)
     built, spec = build(model, settings), MODELS[model]
-    chosen = _data.genes_to_model(adata, genes)
     mask = _data.training_rows(adata, train_on)
     sections = _data.read_sections(adata, library_key)
+    chosen = genes_to_fit(adata, genes, sections, mask, layer)
     reads_features = "features" in spec.inputs
     read = _data.with_features if reads_features else _data.add_metadata
     sections = training_sections(adata, read(adata, sections, features_key), mask, chosen, layer)

@@ -1,18 +1,22 @@
 """Sections as models take them, from sections as AnnData has them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sthisto import _data, models
+from sthisto import _data, evaluation, models
 from sthisto._data import Fit, SectionData
+from sthisto._messages import warn
 from sthisto.models import FeatureStatistics, Model, Section
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+N_GENES = 1000  # modelled where nobody chose
 
 
 def restore(fit: Fit) -> Model:
@@ -40,6 +44,48 @@ def model_section(
         pitch_um=None if section.mpp is None else section.pitch * section.mpp,
         feature_statistics=None if own is None else FeatureStatistics.of(own[section.in_tissue]),
     )
+
+
+def genes_to_fit(
+    adata: "AnnData",
+    genes: Iterable[str] | int | None,
+    sections: Mapping[str, SectionData],
+    mask: NDArray[np.bool_],
+    layer: str | None,
+) -> NDArray[np.str_]:
+    """Names of the genes to model: given, or marked as highly variable, else the most variable of the training spots.
+
+    Chosen by ``layers["counts"]`` where there are counts, else by the log-normalized expression.
+    """
+    number = number_of_genes(genes)
+    if number is None and (genes is not None or _data.marks_genes(adata) or adata.n_vars <= N_GENES):
+        return _data.genes_to_model(adata, genes)  # type: ignore[arg-type]  # a number is handled below
+    rows = [each.rows[mask[each.rows]] for each in sections.values()]
+    spots, labels = np.concatenate(rows), np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    counted = "counts" in _data.layer_names(adata)
+    marked = evaluation.choose_genes(
+        _data.sparse_values(adata, spots, "counts" if counted else layer),
+        labels,
+        number or N_GENES,
+        least_seen=evaluation.least_seen(len(spots), len(rows)),
+        flavor="seurat_v3" if counted else "seurat",
+    )
+    chosen = _data.gene_names(adata)[marked]
+    if number is None:
+        warn(
+            f"adata.var has no 'highly_variable': the {len(chosen)} most variable of {adata.n_vars} genes are fitted. "
+            "Name others with genes=, or take all: genes=adata.var_names."
+        )
+    return chosen
+
+
+def number_of_genes(genes: Iterable[str] | int | None) -> int | None:
+    """How many genes to choose, None where they are named or left to the default."""
+    if genes is None or isinstance(genes, str) or not isinstance(genes, Integral | float):
+        return None
+    if isinstance(genes, bool | float) or genes < 1:
+        raise ValueError(f"genes={genes!r}: expected names, or a whole number of 1 or more.")
+    return int(genes)
 
 
 def training_sections(
