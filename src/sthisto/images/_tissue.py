@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter, label, uniform_filter
 
 from sthisto.images._image import Image
-from sthisto.images._patches import as_points, sample_patches
+from sthisto.images._patches import as_points
 
 DETAIL = 6  # pixels of the thumbnail per pitch: enough to decide whether a grid cell is full
 SMALL, LARGE = 200, 2000  # longer side of the thumbnail, pixels
@@ -17,7 +17,6 @@ COLORLESS = 20  # gray levels between the colors of a pixel, at most, of a gray 
 SPECK = 0.01  # share of all tissue below which a piece is dust
 MARGIN = 0.01  # of the image's side: spots at the border of a capture area may be a little outside the scan
 NOISE = 8  # of 255: range of the colors of an image without content
-POINTS = 500  # that are enough to distinguish tissue from background
 
 
 def tissue_points(image: Image, pitch: float) -> NDArray[np.float64]:
@@ -257,8 +256,7 @@ def _scale_message(image: Image, points: NDArray[np.float64], size: NDArray[np.f
 
 def _on_tissue(image: Image, points: NDArray[np.float64]) -> tuple[float, float]:
     """Share of points on tissue, as given and with x and y exchanged."""
-    some = points[:: -(-len(points) // POINTS)]
-    side = max(image.shape) / 200
-    colors = sample_patches(image, np.concatenate([some, some[:, ::-1]]), side, 1)[:, 0, 0]  # (2 n, 3), a mean each
-    stained = (colors.min(axis=1) < 200) & (colors.max(axis=1) > 40)
-    return float(stained[: len(some)].mean()), float(stained[len(some) :].mean())
+    small, scale = image.overview
+    colors = uniform_filter(small.astype(np.float32), (3, 3, 0))
+    stained = (colors.min(axis=2) < 200) & (colors.max(axis=2) > 40)  # neither bright nor black
+    return _share(stained, scale, points), _share(stained, scale, points[:, ::-1])
