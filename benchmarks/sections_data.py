@@ -32,6 +32,7 @@ SECTIONS = {
     "C3": Source("her2st/C3.h5ad", "her2st/C3.jpg", 200.0, 0.1),
     "MOB1": Source("mob/MOB1.h5ad", "mob/MOB1.jpg", 200.0, 0.1),
     "MOB2": Source("mob/MOB2.h5ad", "mob/MOB2.jpg", 200.0, 0.1),
+    "MOBR11": Source("mob_rep11/MOBR11.h5ad", "mob_rep11/MOBR11.jpg", 200.0, 0.1),
     "151673": Source("dlpfc/151673.h5ad", None, 100.0, 0.0),
 }
 PARTNERS = {"C2": "C3", "C3": "C2", "MOB1": "MOB2", "MOB2": "MOB1"}  # serial sections of one tissue

@@ -17,7 +17,7 @@ from sthisto.cli import main
 from sthisto.evaluation import AllSpotsSplit, BlockSplit, Dataset, RandomSplit, Split, choose_genes, compare, score
 from sthisto.models import Section, build
 
-COUNTS = {"counts_layer": "counts", "genes": 8, "device": "cpu"}
+COUNTS = {"counts_layer": "counts", "genes": 8}
 
 
 def evaluate(adata, models="idw", **options):

@@ -299,7 +299,7 @@ def test_hidden_expression_never_leaks(table, name):
     predictions = []
     for adata in (table.copy(), changed):
         params = {**QUICK.get(name, {}), **({"epochs": 2} if MODELS[name].iterative else {})}
-        tl.fit(adata, name, params=params, train_on=seen, random_state=1, device="cpu")
+        tl.fit(adata, name, params={**params, "device": "cpu"}, train_on=seen, random_state=1)
         tl.predict(adata)
         predictions.append(adata.layers["sthisto"])
     assert_array_equal(*predictions)

@@ -210,7 +210,7 @@ def picture(adata):
 
 
 def fit(adata, **options):
-    tl.fit(adata, "stnet", params={**SMALL, "epochs": 2, "patch_um": 80.0}, device="cpu", **options)
+    tl.fit(adata, "stnet", params={**SMALL, "epochs": 2, "patch_um": 80.0, "device": "cpu"}, **options)
     return adata
 
 

@@ -22,7 +22,7 @@ UNSEEING = [name for name in EVERY if "features" not in MODELS[name].inputs]
 
 def fit(adata, model="ridge", **options):
     params = {"epochs": 3} if MODELS[model].iterative else None
-    tl.fit(adata, model, **{"params": params, "device": "cpu", **options})
+    tl.fit(adata, model, **{"params": params, **options})
     return adata
 
 

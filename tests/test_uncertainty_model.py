@@ -10,8 +10,6 @@ from sthisto.models import MODELS, Section
 from sthisto.tl import _uncertainty
 from sthisto.uncertainty import HeldOutPredictions
 
-QUIET = {"device": "cpu"}
-
 
 def hidden_part(adata, side=0.5):
     """A corner of the section, as a mask."""
@@ -24,7 +22,7 @@ def _fitted(_section):
     """A section of which a corner was hidden, fitted."""
     adata = _section.copy()
     adata.obs["seen"] = ~hidden_part(adata)
-    tl.fit(adata, train_on="seen", **QUIET)
+    tl.fit(adata, train_on="seen")
     return adata
 
 
@@ -62,7 +60,7 @@ def test_the_spread_grows_away_from_the_training_spots():
     """idw keeps nothing of a gene far away; synthetic patterns are smooth, so it knows much near by."""
     adata = synthetic(250, n_genes=20, random_state=3)
     adata.obs["seen"] = ~hidden_part(adata, 0.6)
-    tl.fit(adata, "idw", train_on="seen", **QUIET)
+    tl.fit(adata, "idw", train_on="seen")
     tl.predict(adata)
     hidden = ~adata.obs["seen"].to_numpy()
     trained = adata.obsm["spatial"][~hidden]
@@ -92,7 +90,7 @@ def test_points_of_unusual_look_are_extrapolated(fitted):
 
 def test_in_a_section_that_was_only_stained_the_look_alone_counts(sections):
     one, two = (sections[sections.obs["library"] == name].copy() for name in sections.obs["library"].unique())
-    tl.fit(one, "ridge", library_key="library", **QUIET)
+    tl.fit(one, "ridge", library_key="library")
     del two.obs["X_histo_checksum"]
     two.obsm["X_histo"][3] += 60 * two.obsm["X_histo"].std(axis=0)
     stained = tl.predict(two, reference=one, library_key="library")
@@ -102,7 +100,7 @@ def test_in_a_section_that_was_only_stained_the_look_alone_counts(sections):
 
 def test_models_that_read_no_features_have_no_look(section):
     del section.obsm["X_histo"]
-    tl.fit(section, "idw", **QUIET)
+    tl.fit(section, "idw")
     tl.predict(section)
     assert not section.obs["sthisto_extrapolated"].any()
     assert not any(name.startswith("novelty") for name in _uncertainty.UncertaintyModel.restore(_read(section)).state())
@@ -118,7 +116,7 @@ def test_networks_are_not_trained_twice(section, monkeypatch, model):
     kind = MODELS[model].load()
     once = kind.fit
     monkeypatch.setattr(kind, "fit", lambda self, *given, **named: (fits.append(1), once(self, *given, **named))[1])
-    tl.fit(section, model, params={"epochs": 2} if MODELS[model].iterative else None, **QUIET)
+    tl.fit(section, model, params={"epochs": 2} if MODELS[model].iterative else None)
     assert len(fits) == (1 if MODELS[model].iterative else 2)
 
 

@@ -22,7 +22,7 @@ def refit_of(model: str, params: Mapping[str, Any], *, random_state: int, device
     """How to fit another model of this name and settings on a part of the sections."""
 
     def refit(sections: Sequence[Section]) -> Model:
-        other = build(model, params)
+        other = build(model, params, with_prior=any(each.prior is not None for each in sections))
         other.fit(sections, random_state=random_state, device=device, progress=False)
         return other
 

@@ -28,6 +28,7 @@ __all__ = [
     "CEILING",
     "COPY",
     "GENE_MEAN",
+    "PRIOR",
     "AllSpotsSplit",
     "BlockSplit",
     "Dataset",
@@ -36,10 +37,12 @@ __all__ = [
     "choose_genes",
     "compare",
     "gene_means",
+    "least_seen",
     "score",
 ]
 
-GENE_MEAN, CEILING, COPY = "gene mean", "ceiling", "training values"  # rows in addition to those of the models
+# Rows in addition to those of the models
+GENE_MEAN, CEILING, COPY, PRIOR = "gene mean", "ceiling", "training values", "prior"
 ALL_SPOTS = "_all_spots"  # ends the name of a score that counts training spots too
 CORRELATIONS = ("pearson", "spearman")
 MIN_HELD_OUT = 10  # spots of a section: a correlation over fewer is noise
@@ -139,8 +142,9 @@ class Dataset:
         columns = self._choose(kept, n_genes) if self.columns is None else self.columns
         cut = [whole[:, columns] for whole in self.expression]
         values = [part.toarray() if sparse.issparse(part) else part for part in cut]
+        sections = [_of_genes(section, columns) for section in self.sections]
         return Split(
-            sections=[replace(section, expression=v) for section, v in zip(self.sections, values, strict=True)],
+            sections=[replace(section, expression=v) for section, v in zip(sections, values, strict=True)],
             held_out=held_out,
             genes=self.genes[columns].tolist(),
             all_spots=all_spots,
@@ -223,7 +227,7 @@ class Split:
         ``"gene mean"`` is the mean over the training spots; it does not vary, so its correlation is counted as 0.
         ``"ceiling"``, where there are counts, is the Pearson r that a perfect predictor of the true rates would reach
         on the held-out spots (:func:`sthisto.metrics.noise_ceiling`). Where all spots are scored there is no ceiling
-        but ``"training values"``, which copies them.
+        but ``"training values"``, which copies them. ``"prior"`` is the one that the sections bring, as it is.
 
         Parameters
         ----------
@@ -238,6 +242,9 @@ class Split:
         for name in (GENE_MEAN, *([COPY] if self.all_spots else [])):
             whole = [_simple(_measured(section), held_out, copy=name == COPY) for section, held_out in self._pairs()]
             tables.append(self._table(name, [w[rows] for w, rows in zip(whole, self._scored(), strict=True)]))
+        if all(section.prior is not None for section in self.sections):
+            values = [_prior(section, held_out) for section, held_out in self._pairs()]
+            tables.append(self._table(PRIOR, [v[rows] for v, rows in zip(values, self._scored(), strict=True)]))
         if self.counts is not None and self.columns is not None and not self.all_spots:
             tables += [
                 self._ceiling(counts[held_out], section.name, random_state)
@@ -465,6 +472,16 @@ def _long(model: str, section: str, genes: Sequence[str], figures: Mapping[str, 
             "value": np.concatenate(values),
         }
     )
+
+
+def _of_genes(section: Section, columns: NDArray[np.intp]) -> Section:
+    return section if section.prior is None else replace(section, prior=section.prior[:, columns])
+
+
+def _prior(section: Section, held_out: Mask) -> NDArray[np.float32]:
+    """(n, g) the prior, and the training means of genes that it lacks."""
+    means = np.broadcast_to(_measured(section)[~held_out].mean(axis=0), _measured(section).shape)
+    return means if section.prior is None else np.where(np.isnan(section.prior), means, section.prior)
 
 
 def _simple(expression: NDArray[np.float32], held_out: Mask, *, copy: bool) -> NDArray[np.float32]:

@@ -14,7 +14,18 @@ from sthisto._data._features import (
     with_features,
     write_features,
 )
-from sthisto._data._fit_record import Fit, load_fit, pack, plain_params, read_fit, save_fit, unpack, write_fit
+from sthisto._data._fit_record import (
+    Fit,
+    fit_from_bytes,
+    fit_to_bytes,
+    load_fit,
+    pack,
+    plain_params,
+    read_fit,
+    save_fit,
+    unpack,
+    write_fit,
+)
 from sthisto._data._images import (
     open_feature_image,
     open_fit_image,
@@ -60,6 +71,7 @@ from sthisto._data._store import (
     genes_with_values,
     layer_names,
     marks_genes,
+    predictions_of,
     records,
     sparse_values,
     training_rows,
@@ -90,6 +102,8 @@ __all__ = [
     "factors_of",
     "features",
     "finite_features",
+    "fit_from_bytes",
+    "fit_to_bytes",
     "gene_columns",
     "gene_names",
     "genes_to_model",
@@ -107,6 +121,7 @@ __all__ = [
     "pack",
     "plain_params",
     "points_obs",
+    "predictions_of",
     "rasterized",
     "read_cells",
     "read_fit",

@@ -124,21 +124,30 @@ def unpack(record: Mapping[str, Any]) -> Fit:
 
 
 def save_fit(fit: Fit, path: str | PathLike[str]) -> None:
-    """One safetensors file: the arrays, and everything else as JSON in its metadata."""
-    rest = {"schema": SCHEMA, "sha256": _digest(fit, _blob(fit.arrays)), **_rest(fit), "params": json.dumps(fit.params)}
+    """One safetensors file, see :func:`fit_to_bytes`."""
     with whole_file(Path(path)) as draft:
-        draft.write_bytes(_blob(fit.arrays, {UNS: json.dumps(rest, default=_plain)}))
+        draft.write_bytes(fit_to_bytes(fit))
+
+
+def fit_to_bytes(fit: Fit) -> bytes:
+    """The arrays as safetensors, and everything else as JSON in its metadata."""
+    rest = {"schema": SCHEMA, "sha256": _digest(fit, _blob(fit.arrays)), **_rest(fit), "params": json.dumps(fit.params)}
+    return _blob(fit.arrays, {UNS: json.dumps(rest, default=_plain)})
 
 
 def load_fit(path: str | PathLike[str]) -> Fit:
     """Undo :func:`save_fit`."""
-    whole = Path(path).read_bytes()
+    return fit_from_bytes(Path(path).read_bytes(), str(path))
+
+
+def fit_from_bytes(whole: bytes, where: str = "the prior") -> Fit:
+    """Undo :func:`fit_to_bytes`."""
     try:
         arrays = from_safetensors(whole)
         header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
         record = json.loads(header["__metadata__"][UNS])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds no whole model that sthisto.tl.save wrote: {error!r}.") from error
+        raise ValueError(f"{where} holds no whole model that sthisto.tl.save wrote: {error!r}.") from error
     return _checked(_fit(record), _blob(arrays), record)
 
 

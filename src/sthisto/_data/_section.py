@@ -113,6 +113,8 @@ class SectionData:
         (n, g) log-normalized; None where it was not read.
     image
         The stained image and its scale; None where it was not opened.
+    prior
+        (n, g) expression as predicted elsewhere; None where there is none.
     """
 
     name: str
@@ -126,6 +128,7 @@ class SectionData:
     metadata: FeatureMetadata | None = None
     expression: NDArray[np.float32] | None = None
     image: SectionImage | None = None
+    prior: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,6 +149,7 @@ class SectionData:
             in_tissue=self.in_tissue[kept],
             features=None if self.features is None else self.features[kept],
             expression=None if self.expression is None else self.expression[kept],
+            prior=None if self.prior is None else self.prior[kept],
         )
 
 

@@ -120,7 +120,7 @@ def genes_to_model(adata: AnnData, genes: Iterable[str] | None) -> NDArray[np.st
 
 
 def marks_genes(adata: AnnData) -> bool:
-    """Whether ``var`` says which genes are highly variable."""
+    """Whether ``var`` marks highly variable genes."""
     return HIGHLY_VARIABLE in adata.var
 
 
@@ -174,6 +174,35 @@ def expression(
             f"{where} {kind}. Normalize first: sc.pp.normalize_total(adata, target_sum=1e4); sc.pp.log1p(adata)."
         )
     return values
+
+
+def predictions_of(adata: AnnData, key: str | None, rows: NDArray[np.intp]) -> pd.DataFrame:
+    """Expression that another tool predicted, rows by genes, from a layer, ``obsm`` or (None) ``X``.
+
+    Raises
+    ------
+    KeyError
+        Neither has that name.
+    ValueError
+        An array whose columns have no gene names.
+    """
+    if key is None or key in adata.layers:
+        every = gene_names(adata)
+        values = _dense(_matrix(adata, key), rows, np.arange(len(every)), _where(key))
+        return pd.DataFrame(values, columns=every)
+    if key not in adata.obsm:
+        found = listed([*layer_names(adata), *adata.obsm])
+        raise KeyError(f"no layer or obsm {key!r} in adata for the prior (found: {found}).")
+    table = adata.obsm[key]
+    if isinstance(table, pd.DataFrame):
+        return table.iloc[rows]
+    names, values = gene_names(adata), np.asarray(table)
+    if values.ndim != 2 or values.shape[1] != len(names):
+        raise ValueError(
+            f"obsm[{key!r}] of shape {values.shape} names no genes: keep it as a DataFrame with genes as columns, or "
+            f"as an array with the {len(names)} columns of adata.var_names."
+        )
+    return pd.DataFrame(values[rows], columns=names)
 
 
 def not_logarithmic(values: NDArray[np.float32]) -> str:

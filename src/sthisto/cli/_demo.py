@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from sthisto.cli._files import draw, write
 from sthisto.cli._job import FIT, MODEL, Job, logger
+from sthisto.cli._steps import on_device
 
 DEMO_GENES = ("region_00", "fine_01", "density_02")  # one of each kind that the image predicts
 
@@ -28,7 +29,7 @@ def run_demo(job: Job) -> tuple[dict[str, Any], str]:
     with job.step("held out"):
         scores = _held_out(adata, hidden, (MODEL, "idw"), random_state, job)
     with job.step("fit"):
-        tl.fit(adata, MODEL, random_state=random_state, device=job.args.device)
+        tl.fit(adata, MODEL, random_state=random_state, params=on_device(job.args.device))
     with job.step("upsample"):
         dense = tl.upsample(adata, 3)
     write(dense, folder / "dense.h5ad", job)
@@ -56,7 +57,7 @@ def _held_out(
     goals = {"measured": adata.X.toarray(), "truth": datasets.synthetic_truth(adata)}
     for name in models:
         tried = adata.copy()
-        tl.fit(tried, name, train_on=~hidden, random_state=random_state, device=job.args.device)
+        tl.fit(tried, name, train_on=~hidden, random_state=random_state, params=on_device(job.args.device))
         tl.predict(tried)
         predicted = tried.layers[FIT][hidden]
         scores[name] = {

@@ -149,9 +149,8 @@ def fit(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
             genes=genes,
             library_key=args.library_key,
             image=image_in(args.image),
-            params=params_in(model, args.params or []),
+            params=params_in(model, args.params or []) | on_device(args.device),
             random_state=args.seed or 0,
-            device=args.device,
             key_added=FIT,
         )
         if args.test_genes:
@@ -200,6 +199,11 @@ def check_interval(level: float | None) -> None:
     """Refuse a share that is none before the work."""
     if level is not None:
         uncertainty.check_level(level)
+
+
+def on_device(name: str | None) -> dict[str, Any]:
+    """Settings that have networks train on a device; none where it is left to be found."""
+    return {"device": name} if name else {}
 
 
 def params_in(model: str, given: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sthisto._statistics import FeatureStatistics
 from sthisto.models._model import Model, ModelSpec, Patches, Section
+from sthisto.models._prior import WithPrior
 
 __all__ = [
     "MODELS",
@@ -21,14 +22,15 @@ __all__ = [
     "ModelSpec",
     "Patches",
     "Section",
+    "WithPrior",
     "build",
     "reads_pixels",
     "restore",
 ]
 
 
-def build(name: str, params: Mapping[str, Any] | None = None) -> Model:
-    """Make a model of the registry with its settings.
+def build(name: str, params: Mapping[str, Any] | None = None, *, with_prior: bool = False) -> Model:
+    """Make a model of the registry with its settings; ``with_prior`` one that starts from the sections' prior.
 
     Raises
     ------
@@ -49,12 +51,13 @@ def build(name: str, params: Mapping[str, Any] | None = None) -> Model:
     unknown = sorted(set(params or {}) - set(known))
     if unknown:
         raise ValueError(f"model {name!r} has no params {', '.join(unknown)} (it has: {', '.join(known)}).")
-    return kind(**(params or {}))
+    model = kind(**(params or {}))
+    return WithPrior(base=model) if with_prior else model
 
 
 def restore(name: str, params: Mapping[str, Any] | None, arrays: Mapping[str, NDArray[np.generic]]) -> Model:
     """Make a model that predicts as the one whose :meth:`Model.state` the arrays are; other arrays are ignored."""
-    model = build(name, params)
+    model = build(name, params, with_prior=any(each in arrays for each in WithPrior.state_names))
     model.restore(arrays)
     return model
 

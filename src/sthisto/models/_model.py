@@ -64,6 +64,8 @@ class Section:
     feature_statistics
         Mean and standard deviation of the features of the section's own spots. Points of a section that was not fitted
         are standardized with them, whichever points are predicted; ``None`` takes the rows for the whole section.
+    prior
+        Expression (n, g) as predicted elsewhere, on the scale of ``expression``; NaN columns for genes that it lacks.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Section:
     patches: Patches | None = None
     pitch_um: float | None = None
     feature_statistics: FeatureStatistics | None = None
+    prior: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -85,6 +88,7 @@ class Section:
             xy=self.xy[rows],
             features=None if self.features is None else self.features[rows],
             expression=None if self.expression is None else self.expression[rows],
+            prior=None if self.prior is None else self.prior[rows],
             patches=None if patches is None else lambda wanted: patches(rows[wanted]),
         )
 

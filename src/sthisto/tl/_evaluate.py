@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     Split = evaluation.RandomSplit | evaluation.BlockSplit
 
-from sthisto.tl._sections import N_GENES, model_section, number_of_genes
+from sthisto.tl._prior import Prior
+from sthisto.tl._sections import N_GENES, model_section, number_of_genes, without_device
 
 
 @_data.accepts_spatialdata(image="image", library_key="library_key", images_of="features_key", kind="features")
@@ -37,8 +38,8 @@ def evaluate(
     layer: str | None = None,
     library_key: str | None = None,
     image: Any = None,
+    prior: Any = None,
     random_state: int = 0,
-    device: str | None = None,
 ) -> pd.DataFrame:
     """Hold out spots, fit each model on the others, and score its predictions of those held out.
 
@@ -54,7 +55,7 @@ def evaluate(
         Section with spot centers in ``obsm["spatial"]``, log-normalized expression or counts, and image features.
     models
         Names in :data:`sthisto.models.MODELS`, or a mapping of names to params, as ``{"attention": {"n_factors":
-        20}}``.
+        20}}``; ``{"device": "cuda:1"}`` is where networks train.
     split
         ``"random"``, ``"block"``, or objects such as :class:`sthisto.evaluation.BlockSplit` with another fraction or
         block; :class:`sthisto.evaluation.AllSpotsSplit` is the protocol of HisToSGE's scripts.
@@ -76,10 +77,11 @@ def evaluate(
         Column of ``obs`` that names the section of each spot. Sections are fitted together and scored separately.
     image
         Image for models that read pixels, as in :func:`fit`.
+    prior
+        Expression as predicted elsewhere, as in :func:`fit`. Adds the rows ``"prior"``, the prior alone, and
+        ``"<model> + prior"``, in which every fit learns from its training spots how much the prior counts.
     random_state
         Seed; the same seed gives the same scores on a CPU.
-    device
-        Where networks train; ``None`` takes a GPU where there is one.
 
     Returns
     -------
@@ -113,13 +115,16 @@ def evaluate(
     >>> bool(r["gene mean"] < r["idw"] < r["ceiling"])
     True
     """
-    settings, splits, seed = _settings(models), _splits(split), int(random_state)
+    (settings, devices), splits, seed = _settings(models), _splits(split), int(random_state)
     if isinstance(n_repeats, bool) or not isinstance(n_repeats, Integral) or n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats!r}: expected a whole number of 1 or more.")
     number, given = _number_and_names(genes, counts_layer)
-    reads = any("features" in MODELS[name].inputs for name in settings)
+    known = None if prior is None else Prior.of(prior)
+    reads = any("features" in MODELS[name].inputs for name in settings) or bool(known and known.fit)
     read = _data.with_features if reads else _data.add_metadata
     found = read(adata, _data.read_sections(adata, library_key), features_key)
+    if known is not None:
+        found = known.at_spots(adata, found, _scored_genes(adata, counts_layer, given))
     tissue = _data.training_rows(adata, None)
     sections = [each.keep(tissue[each.rows]) for each in found.values()]
     dataset = _dataset(adata, sections, layer, counts_layer, given)
@@ -132,14 +137,16 @@ def evaluate(
     ]
     _refuse_few_left(trials, dataset.sections, settings)
     tables = []
-    with tqdm(total=len(trials) * len(settings), desc="evaluate") as bar:
+    runs = [(name, with_prior) for name in settings for with_prior in ([False] if known is None else [False, True])]
+    with tqdm(total=len(trials) * len(runs), desc="evaluate") as bar:
         for each, repeat, held_out in trials:
             cut = dataset.split(held_out, n_genes=number, all_spots=each.all_spots)
             parts = []
-            for model, own in settings.items():
-                built = build(model, own)
+            for model, with_prior in runs:
+                built = build(model, settings[model], with_prior=with_prior)
                 patches = _patches(images, sections, built) if model in seeing else ()
-                parts.append(cut.run(model, built, patches=patches, random_state=seed + repeat, device=device or ""))
+                label, where = f"{model} + prior" if with_prior else model, devices[model]
+                parts.append(cut.run(label, built, patches=patches, random_state=seed + repeat, device=where))
                 bar.update()
             parts.append(cut.reference_scores(random_state=seed + repeat))
             choice = "given" if dataset.columns is not None else "all spots" if each.all_spots else "each training half"
@@ -149,15 +156,23 @@ def evaluate(
     ]
 
 
-def _settings(models: str | Iterable[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
-    """Settings of each model, all of which can be built."""
+def _settings(
+    models: str | Iterable[str] | Mapping[str, Mapping[str, Any] | None],
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Settings of each model, all of which can be built, and where it trains."""
     given = models if isinstance(models, Mapping) else dict.fromkeys([models] if isinstance(models, str) else models)
     if not given:
         raise ValueError(f"no model to evaluate (there are: {', '.join(sorted(MODELS))}).")
-    settings = {name: _data.plain_params(own) for name, own in given.items()}
+    parts = {name: without_device(own) for name, own in given.items()}
+    settings = {name: own for name, (own, _) in parts.items()}
     for name, own in settings.items():
         build(name, own)
-    return settings
+    return settings, {name: device for name, (_, device) in parts.items()}
+
+
+def _scored_genes(adata: "AnnData", counts_layer: str | None, genes: Iterable[str] | None) -> "NDArray[np.str_]":
+    """All genes that a split may choose from."""
+    return _data.gene_names(adata) if counts_layer is not None else _data.genes_to_model(adata, genes)
 
 
 def _splits(split: "str | Split | Iterable[str | Split]") -> "list[Split]":

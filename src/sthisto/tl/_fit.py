@@ -10,7 +10,8 @@ import numpy as np
 from sthisto import _data
 from sthisto._crossfit import refit_of
 from sthisto.models import MODELS, build, reads_pixels
-from sthisto.tl._sections import genes_to_fit, model_section, training_sections
+from sthisto.tl._prior import Prior
+from sthisto.tl._sections import genes_to_fit, model_section, training_sections, without_device
 from sthisto.tl._uncertainty import UncertaintyModel
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+FEW_WITH_PRIOR = 5  # spots
 
 
 @_data.accepts_spatialdata(
@@ -33,9 +36,9 @@ def fit(
     train_on: "str | pd.Series[Any] | NDArray[np.bool_] | None" = None,
     library_key: str | None = None,
     image: Any = None,
+    prior: Any = None,
     params: Mapping[str, Any] | None = None,
     random_state: int = 0,
-    device: str | None = None,
     key_added: str = "sthisto",
 ) -> None:
     """Fit a model of expression on image features, positions and neighboring spots.
@@ -68,14 +71,23 @@ def fit(
         Image for models that read pixels: a path, an array, ``"hires"`` or ``"lowres"`` of ``uns["spatial"]``, or
         ``{section: image}``. ``None`` takes the one that the features were taken from, else the sharpest in
         ``uns["spatial"]``. A path is kept as it is given; an array has to be passed again to predict.
+    prior
+        Expression as predicted elsewhere, which the training spots calibrate: a layer or a key of ``obsm`` (a DataFrame
+        with genes as columns), or a fitted AnnData of other sections, also from :func:`load`, which predicts from image
+        features. Or, as for :func:`upsample`, a callable of positions, an AnnData of points or a raster. It needs not
+        have all genes, and one without information about the section is ignored.
     params
-        Settings of the model; every iterative one takes ``{"epochs": n}``.
+        Settings of the model; every iterative one takes ``{"epochs": n}``. ``{"device": "cuda:1"}`` is where networks
+        train, as torch names it; otherwise on a GPU where there is one.
     random_state
         Seed; the same seed gives the same bits on a CPU.
-    device
-        Where networks train, as torch names it; ``None`` takes a GPU where there is one.
     key_added
         Name of the fit, also of the layers that :func:`predict` writes.
+
+    Notes
+    -----
+    With a prior, level and slopes are learned from the training spots with shrinkage, and the model learns the rest. It
+    is fitted some ten times then, as the weight of the prior is cross-validated. A fitted prior is kept with the fit.
 
     Returns
     -------
@@ -87,11 +99,11 @@ def fit(
     KeyError
         Unknown model, gene, layer or column; no coordinates or features; no image for a model that reads pixels.
     TypeError
-        ``params`` that no file could keep.
+        ``params`` that no file could keep; a ``prior`` of another kind.
     ValueError
         Expression that is not log-normalized (counts, NaN, negative values); features that were changed after
         extraction or differ in how they were made; several sections without ``library_key``; unknown params; too few
-        spots; spots outside the image, or an image of unknown scale.
+        spots; spots outside the image, or an image of unknown scale; a prior without any of the genes.
 
     References
     ----------
@@ -109,21 +121,25 @@ def fit(
     True
     """
     _data.check_key(key_added)
-    settings = _data.plain_params(params)
-    built, spec = build(model, settings), MODELS[model]
+    settings, where = without_device(params)
+    built, spec = build(model, settings, with_prior=prior is not None), MODELS[model]
+    known = None if prior is None else Prior.of(prior)
     mask = _data.training_rows(adata, train_on)
     sections = _data.read_sections(adata, library_key)
     chosen = genes_to_fit(adata, genes, sections, mask, layer)
-    reads_features = "features" in spec.inputs
+    reads_features = "features" in spec.inputs or bool(known and known.fit)
     read = _data.with_features if reads_features else _data.add_metadata
-    sections = training_sections(adata, read(adata, sections, features_key), mask, chosen, layer)
-    _refuse_few(sections, model, spec.min_spots)
+    sections = read(adata, sections, features_key)
+    if known is not None:
+        sections = known.at_spots(adata, sections, chosen)
+    sections = training_sections(adata, sections, mask, chosen, layer)
+    _refuse_few(sections, model, spec.min_spots if known is None else FEW_WITH_PRIOR)
     if reads_pixels(model, built):
         sections = {
             name: replace(each, image=_data.open_feature_image(adata, each, image)) for name, each in sections.items()
         }
     training = [model_section(each, built) for each in sections.values()]
-    seed, where = int(random_state), device or ""
+    seed = int(random_state)
     held_out = built.fit(training, random_state=seed, device=where, progress=True)
 
     uncertainty = UncertaintyModel.fit(
@@ -151,7 +167,7 @@ def fit(
         xy=np.concatenate([each.xy for each in sections.values()]),
         image_paths=np.array([each.path for each in images], dtype=str),
         image_mpp=np.array([each.mpp for each in images]),
-        arrays={**built.state(), **uncertainty.state()},
+        arrays={**built.state(), **uncertainty.state(), **({} if known is None else known.state())},
         history=built.history,
     )
     _data.write_fit(adata, key_added, record)

@@ -13,6 +13,7 @@ from sthisto._crossfit import Refit, block_folds, predict_folds, refit_of
 from sthisto.evaluation import score
 from sthisto.models import MODELS, Section
 from sthisto.models._standardize import expression_of, features_of
+from sthisto.tl._prior import Prior
 from sthisto.tl._sections import fitted_training_sections, model_section, restore
 from sthisto.uncertainty import SurrogateTest, p_values
 
@@ -83,7 +84,8 @@ def test_genes(
     """
     random_state = int(random_state)
     fit = _data.read_fit(adata, key)
-    data = fitted_training_sections(adata, fit, image)
+    known = Prior.restore(fit)
+    data = fitted_training_sections(adata, fit, image, with_prior=None if known is None else known.at_spots)
     sections = [model_section(each, restore(fit)) for each in data.values()]
     described = sections
     if features_key is not None or not fit.features_key:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthisto import _data
+from sthisto.tl._prior import Prior
 from sthisto.tl._sections import model_section, read_inputs, restore
 from sthisto.tl._uncertainty import UncertaintyModel
 from sthisto.uncertainty import Covariates, check_level
@@ -23,6 +24,7 @@ def predict(
     library_key: str | None = None,
     features_key: str | None = None,
     image: Any = None,
+    prior: Any = None,
     interval: float | None = None,
 ) -> "AnnData | None":
     """Predict expression at the section's own spots: measured ones denoised, hidden ones filled in.
@@ -46,6 +48,9 @@ def predict(
         Features in ``obsm``; ``None`` takes the name used in :func:`fit`.
     image
         Image for models that read pixels, as in :func:`fit`; ``None`` takes the one used there.
+    prior
+        For a fit with a prior, that of these spots, as in :func:`fit`. ``None`` takes the layer, key of ``obsm`` or
+        fitted model that was named there.
     interval
         Also give bounds that contain a new measurement with this probability, such as 0.9.
 
@@ -73,7 +78,7 @@ def predict(
     ValueError
         State that is damaged or newer, or of other genes or spots; features of another encoder, patch size or length;
         a section that was not fitted, with a model that reads no image; ``interval`` that is no probability; an option
-        that the fit does not use.
+        that the fit does not use; a prior that was not kept with the fit.
 
     Examples
     --------
@@ -95,7 +100,9 @@ def predict(
         sections = _data.read_fitted_sections(adata, fit)
     else:
         sections = _data.read_stained_sections(adata, library_key)
+    known = Prior.restore(fit, prior)
     sections = read_inputs(adata, sections, fit, model, features_key=features_key, image=image)
+    sections = sections if known is None else known.at_spots(adata, sections, fit.genes)
     mean = np.empty((adata.n_obs, len(fit.genes)), dtype=np.float32)
     parts = []
     for each in sections.values():

@@ -1,6 +1,6 @@
 """Sections as models take them, from sections as AnnData has them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 N_GENES = 1000  # modelled where nobody chose
 
 
+def without_device(params: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """Settings as files keep them, and where networks are to train."""
+    settings = _data.plain_params(params)
+    device = settings.pop("device", None) or ""
+    if not isinstance(device, str):
+        raise TypeError(f"device is {device!r}, but has to be a text as 'cpu' or 'cuda:1'")
+    return settings, device
+
+
 def restore(fit: Fit) -> Model:
     """The fitted model of a record."""
     return models.restore(fit.model, fit.params, fit.arrays)
@@ -30,8 +39,9 @@ def model_section(
     *,
     xy: NDArray[np.float64] | None = None,
     features: NDArray[np.float32] | None = None,
+    prior: NDArray[np.float32] | None = None,
 ) -> Section:
-    """One section's spots, or with ``xy`` (m, 2) pixels and their features other points of it, as models take them."""
+    """One section's spots, or with ``xy`` (m, 2) pixels and what is known there other points, as models take them."""
     spots = xy is None
     places = section.xy if xy is None else xy
     own = section.features
@@ -42,6 +52,7 @@ def model_section(
         expression=section.expression if spots else None,
         patches=None if section.image is None else section.image.patches(places, model),
         pitch_um=None if section.mpp is None else section.pitch * section.mpp,
+        prior=section.prior if spots else prior,
         feature_statistics=None if own is None else FeatureStatistics.of(own[section.in_tissue]),
     )
 
@@ -104,10 +115,14 @@ def training_sections(
     }
 
 
-def fitted_training_sections(adata: "AnnData", fit: Fit, image: Any = None) -> dict[str, SectionData]:
+def fitted_training_sections(
+    adata: "AnnData", fit: Fit, image: Any = None, *, with_prior: Callable[..., dict[str, SectionData]] | None = None
+) -> dict[str, SectionData]:
     """The sections that a fit was made on, with all that it was made from."""
     sections = _data.read_fitted_sections(adata, fit)
     sections = read_inputs(adata, sections, fit, restore(fit), image=image)
+    if with_prior is not None:
+        sections = with_prior(adata, sections, fit.genes)
     mask = np.isin(adata.obs_names.to_numpy().astype(str), fit.spots)
     return training_sections(adata, sections, mask, fit.genes, fit.layer or None)
 

@@ -11,9 +11,10 @@ from sthisto._data import Cells, GridPoints, SectionData
 from sthisto._messages import listed
 from sthisto.encoders._encode import encode
 from sthisto.images import check_scale
-from sthisto.models import Model
+from sthisto.models import Model, Section
 from sthisto.tl._grid import make_grid
 from sthisto.tl._predict import refuse_other_key
+from sthisto.tl._prior import Prior
 from sthisto.tl._sections import model_section, read_inputs, restore
 from sthisto.tl._spot_means import match_spot_means as matched
 from sthisto.tl._uncertainty import UncertaintyModel
@@ -40,6 +41,7 @@ def upsample(
     library_key: str | None = None,
     interval: float | None = None,
     match_spot_means: bool | Literal["area"] = False,
+    prior: Any = None,
     key: str = "sthisto",
 ) -> "AnnData | SpatialData":
     """Predict expression on a dense grid or at cells, as a new object.
@@ -56,7 +58,7 @@ def upsample(
         An integer refines the spots' own array: ``2`` gives 4 times as many points. Else a
         :class:`sthisto.grids.Lattice` (:meth:`~sthisto.grids.Lattice.split` makes the finer bins of Visium HD), or
         points (m, 2) in full-resolution pixels, x then y, in one section; or cells: an AnnData with
-        ``obsm["spatial"]`` (:func:`sthisto.pp.find_nuclei`; several sections are told by ``obs[library_key]``), a
+        ``obsm["spatial"]`` (:func:`sthisto.pp.find_nuclei`; ``obs[library_key]`` names their sections), a
         GeoDataFrame of outlines, or the path of a GeoJSON of QuPath. Of a SpatialData all of these are in the
         coordinates of the shapes, and the name of other shapes of it, or of another table, is a grid, too.
     reference
@@ -81,6 +83,10 @@ def upsample(
         gives for that spot. Footprints are discs of ``scalefactors["spot_diameter_fullres"]``, else of 0.55 pitches;
         those that contain no point, or only the spot's center as with ``grid=2``, need no correction. ``"area"``
         weights each cell by its area: what the cells in a spot add up to, in proportion to their areas, is the spot's.
+    prior
+        For a fit with a prior, that of the points: a callable that takes positions (m, 2) in full-resolution pixels and
+        returns a DataFrame with genes as columns, an AnnData of points (the nearest counts), a raster with coordinates
+        ``c``, ``y`` and ``x``, or a mapping of sections to these. ``None`` uses a fitted prior again.
     key
         Name of the fit.
 
@@ -109,7 +115,8 @@ def upsample(
     ValueError
         No lattice to refine, no point within ``max_distance``, points outside the image, features of another length or
         for a model that reads none, state that is damaged, newer or of another object; ``interval`` that is no
-        probability; names of cells that are not unique, or unknown areas with ``match_spot_means="area"``.
+        probability; names of cells that are not unique, or unknown areas with ``match_spot_means="area"``; a fit with a
+        prior that is known at the spots only, without ``prior``.
 
     References
     ----------
@@ -148,7 +155,10 @@ def upsample(
         sections, library_key = _data.read_stained_sections(adata, library_key), library_key or ""
     if features is not None and not fit.features_key:
         raise ValueError(f"features=: model {fit.model!r} reads no image features.")
+    known = Prior.restore(fit, prior)
     sections = read_inputs(adata, sections, fit, model, image=image)
+    if known is not None and match_spot_means:
+        sections = known.of_spots(fit).at_spots(adata, sections, fit.genes)
     points = _grids(_data.read_cells(grid), sections, max_distance, library_key)
     described: dict[str, NDArray[np.float32] | None] = dict.fromkeys(points)
     if features is not None:
@@ -159,7 +169,10 @@ def upsample(
     for name, each in points.items():
         if fit.features_key and features is None:
             described[name] = next(extracted)
-        mean, covariates = _predicted(model, uncertainty, sections[name], each, described.pop(name))
+        of_points = described.pop(name)
+        known_there = None if known is None else known.at_points(sections[name], each.xy, of_points, fit.genes)
+        there = _points_of(sections[name], each, model, of_points, known_there)
+        mean, covariates = np.maximum(model.predict(there), 0), uncertainty.covariates(there)
         if match_spot_means:
             mean = _with_spot_means(adata, model, sections[name], each, mean, by_area=match_spot_means == "area")
         means.append(mean)
@@ -203,18 +216,13 @@ def _grids_of_cells(
     }
 
 
-def _predicted(
-    model: Model,
-    uncertainty: UncertaintyModel,
-    section: SectionData,
-    points: GridPoints,
-    features: NDArray[np.float32] | None,
-) -> tuple[NDArray[np.float32], Covariates]:
-    """Expression (m, g) at the points of one section, and how far these are from the training spots."""
+def _points_of(
+    section: SectionData, points: GridPoints, model: Model, features: NDArray[np.float32] | None, prior: Any
+) -> Section:
+    """Points of one section, as models take them."""
     if section.image is not None and points.index is None:  # a lattice may extend over the image's border
         check_scale(section.image.image, points.xy)
-    there = model_section(section, model, xy=points.xy, features=features)
-    return np.maximum(model.predict(there), 0), uncertainty.covariates(there)
+    return model_section(section, model, xy=points.xy, features=features, prior=prior)
 
 
 def _with_spot_means(
