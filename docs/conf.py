@@ -81,8 +81,9 @@ intersphinx_mapping = {} if offline else {name: (url, None) for name, url in OTH
 nitpick_ignore_regex = [
     # types of other packages, by the short names in signatures; names of this package have to resolve
     (r"py:.*", rf"({'|'.join(OTHERS)}|np|npt|nn|pd|plt|abc|collections|typing|pathlib|os|dataclasses|PIL)(\..*)?"),
-    (r"py:.*", r"(Any|ArrayLike|Axes|Callable|DataFrame|Figure|GeoDataFrame|Generator|Index|Iterable|Iterator|Literal|Mapping)"),
-    (r"py:.*", r"(NDArray|AnnData|SpatialData|Path|PathLike|Picture|Protocol|Self|Sequence|Series|Tensor|TypeAlias)"),
+    (r"py:.*", r"(Any|ArrayLike|Axes|Callable|DataFrame|Figure|Generator|Index|Iterable|Iterator|Literal|Mapping)"),
+    (r"py:.*", r"(NDArray|AnnData|GeoDataFrame|SpatialData|Path|PathLike|Picture|Protocol|Self|Sequence|Series)"),
+    (r"py:.*", r"(Tensor|TypeAlias)"),
     (r"py:.*", r"(bool|bytes|dict|float|int|list|object|set|frozenset|str|tuple|type|None|optional|Ellipsis)"),
     (r"py:.*", r"(tuple|dict|list)\[.*"),
     (r"py:class", r"_data\.SpatialDataView"),  # an annotation of the tools, documented as sthisto.SpatialDataView
