@@ -247,7 +247,7 @@ def test_two_runs_at_once(tmp_path):
     other = _cache.FeatureCache(path, {})
     features, rows = np.zeros((3, 2), np.float32), np.arange(3)
     kept.keep(features, rows, 3, last=True)
-    with pytest.raises(FileExistsError, match="000000 was written meanwhile: another run uses this cache"):
+    with pytest.raises(FileExistsError, match="000000 was written meanwhile by another run"):
         other.keep(features, rows, 3, last=True)
 
 

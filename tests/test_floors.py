@@ -24,6 +24,7 @@ FLOORS = (
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 TOP = len(FLOORS) - 1
+SLOW = {"PIL", "anndata", "dask", "h5py", "pandas", "pooch", "requests", "scipy", "sklearn", "tifffile", "zarr"}
 HEAVY = {"matplotlib", "scanpy", "spatialdata", "squidpy", "timm", "torch"}
 KNOW_TORCH = {"_training", "domains", "encoders", "models"}
 KNOW_ANNDATA = {"_data", "datasets", "cli", "pl"}  # cli reads files; pl names the type in its signatures
@@ -110,12 +111,29 @@ def test_imports_for_type_checkers_are_told_apart():
     assert list(imported(tree, typing=False)) == ["numpy"]
 
 
-@pytest.mark.parametrize("start", ["import sthisto", "import sthisto.cli._options; sthisto.cli._options.parser()"])
-def test_importing_is_cheap(start):
+@pytest.mark.parametrize(
+    ("start", "absent"),
+    [
+        ("import sthisto", {*HEAVY, *SLOW, "numpy"}),
+        ("from sthisto import pp, tl, pl, datasets", HEAVY),
+        ("import sthisto.cli; sthisto.cli.parser()", {*HEAVY, *SLOW}),
+        ("import sthisto.cli; sthisto.cli.main(['completion', 'bash'])", {*HEAVY, *SLOW}),
+    ],
+)
+def test_importing_is_cheap(start, absent):
     """In a fresh interpreter: here, other tests have loaded everything."""
-    code = f"{start}\nimport sys\nprint(*sorted({HEAVY!r} & set(sys.modules)))"
+    code = f"{start}\nimport sys\nprint('loaded:', *sorted({absent!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_modules_are_attributes_of_the_package():
+    code = "import sthisto\nfor name in sthisto.__all__: getattr(sthisto, name)\nprint(sthisto.tl.fit.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "fit\n"
+    assert set(sthisto.__all__) <= set(dir(sthisto))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        sthisto.nope  # noqa: B018
 
 
 @pytest.mark.parametrize("file", FILES)

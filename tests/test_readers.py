@@ -4,7 +4,9 @@ The folders are written here as 10x documents them: a list of positions without 
 probe-based CytAssist run (3), or bins with positions in parquet and the scale in the scale factors (HD).
 """
 
+import gzip
 import json
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.io
 import tifffile
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
@@ -22,6 +25,7 @@ from scipy import sparse
 import sthisto
 from sthisto import SpatialDataView as View
 from sthisto import grids
+from sthisto.cli import main
 
 with warnings.catch_warnings():  # what their own dependencies warn of as they load
     warnings.simplefilter("ignore")
@@ -350,6 +354,118 @@ def test_visium_hd_as_anndata(hd, encoder):
     assert_array_equal(np.unique(dense.obs["distance_um"].round(3)), [5.657])  # half the diagonal of 8 um
 
 
+# --- sthisto.read ----------------------------------------------------------------------------------------------------
+
+
+def same_as_squidpy(adata, expected):
+    assert_array_equal(adata.X.toarray(), expected.X.toarray())
+    assert list(adata.obs_names) == list(expected.obs_names)
+    assert list(adata.var_names) == list(expected.var_names)
+    assert_allclose(adata.obsm["spatial"], expected.obsm["spatial"])
+    for column in ("in_tissue", "array_row", "array_col"):
+        assert_array_equal(adata.obs[column], expected.obs[column])
+    assert list(adata.uns["spatial"]) == list(expected.uns["spatial"])
+    [entry], [other] = adata.uns["spatial"].values(), expected.uns["spatial"].values()
+    assert entry["scalefactors"] == other["scalefactors"]
+    for size in ("hires", "lowres"):
+        assert_array_equal(entry["images"][size], other["images"][size])
+
+
+def test_every_version_is_read_as_by_squidpy(folder):
+    root, _, layout = folder
+    expected = sq.read.visium(root)
+    same_as_squidpy(sthisto.read(root), expected)
+    same_as_squidpy(sthisto.read(root.parent), expected)  # the folder that outs is in
+    noted = sthisto.read(root, image=root / layout.image, library_id="mine")
+    assert noted.uns["spatial"]["mine"]["metadata"]["source_image_path"] == str(root / layout.image)
+
+
+def test_counts_in_matrix_market_form_and_no_hires_picture(folder):
+    root, _, _ = folder
+    expected = sthisto.read(root)
+    mtx = root / "filtered_feature_bc_matrix"
+    mtx.mkdir()
+    scipy.io.mmwrite(mtx / "matrix.mtx", expected.X.T.astype(int))
+    pd.Series(expected.obs_names).to_csv(mtx / "barcodes.tsv", header=False, index=False)
+    features = pd.DataFrame({"id": expected.var["gene_ids"], "name": expected.var_names, "kind": "Gene Expression"})
+    features.loc[len(features)] = ["CD3", "CD3", "Antibody Capture"]
+    features.to_csv(mtx / "features.tsv", sep="\t", header=False, index=False)
+    with (mtx / "matrix.mtx").open("r+") as file:
+        text = file.read().replace(
+            f"{expected.n_vars} {expected.n_obs} ", f"{expected.n_vars + 1} {expected.n_obs} ", 1
+        )
+        file.seek(0)
+        file.write(text)
+    for name in ("matrix.mtx", "barcodes.tsv", "features.tsv"):
+        (mtx / f"{name}.gz").write_bytes(gzip.compress((mtx / name).read_bytes()))
+        (mtx / name).unlink()
+    (root / "filtered_feature_bc_matrix.h5").unlink()
+    (root / "spatial" / "tissue_hires_image.png").unlink()
+    adata = sthisto.read(root)
+    assert_array_equal(adata.X.toarray(), expected.X.toarray())
+    assert_array_equal(adata.obsm["spatial"], expected.obsm["spatial"])
+    [(name, entry)] = adata.uns["spatial"].items()
+    assert name == root.parent.name
+    assert list(entry["images"]) == ["lowres"]
+
+
+@pytest.mark.parametrize(("bin_um", "expected"), [(None, 16), (8, 8), (2, 2)])
+def test_bins_of_visium_hd(hd, bin_um, expected):
+    adata = sthisto.read(hd, bin_um=bin_um)
+    same_as_squidpy(sthisto.read(hd / "binned_outputs" / f"square_{expected:03d}um"), adata)
+    assert adata.uns["spatial"]["tissue"]["scalefactors"]["bin_size_um"] == expected
+    assert_allclose(np.diff(np.unique(adata.obsm["spatial"][:, 0])), expected / MPP)
+
+
+def test_what_is_missing_is_named(folder, hd, tmp_path):
+    root, adata, _ = folder
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        sthisto.read(tmp_path / "lost")
+    with pytest.raises(ValueError, match=r"no bins of 4 um \(found: '2', '8', '16'\)"):
+        sthisto.read(hd, bin_um=4)
+    with pytest.raises(ValueError, match=rf"matrix alone, .* It is in one: pass {root}"):
+        sthisto.read(root / "filtered_feature_bc_matrix.h5")
+    with pytest.raises(FileNotFoundError, match=r"no image lost\.tif"):
+        sthisto.read(root, image="lost.tif")
+    shutil.copy(root / "filtered_feature_bc_matrix.h5", tmp_path / "alone.h5")
+    with pytest.raises(ValueError, match=r"Needed are filtered_feature_bc_matrix\.h5 .*, spatial/tissue_positions"):
+        sthisto.read(tmp_path / "alone.h5")
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    with pytest.raises(ValueError, match="read by anndata"):
+        sthisto.read(tmp_path / "section.h5ad")
+    for lost, match in (
+        ("filtered_feature_bc_matrix.h5", "no filtered_feature_bc_matrix.h5 and no folder"),
+        ("spatial/scalefactors_json.json", "no spatial/scalefactors_json.json"),
+    ):
+        (root / lost).rename(tmp_path / "away")
+        with pytest.raises(FileNotFoundError, match=match):
+            sthisto.read(root)
+        (tmp_path / "away").rename(root / lost)
+    [positions] = (root / "spatial").glob("tissue_positions*")
+    lines = positions.read_text().splitlines(keepends=True)
+    positions.write_text("".join(lines[:50]))
+    with pytest.raises(ValueError, match="spots of the matrix have no position"):
+        sthisto.read(root)
+    positions.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no spatial/tissue_positions\.parquet or"):
+        sthisto.read(root)
+
+
+def test_a_folder_in_the_shell_and_in_a_sheet(folder, tmp_path, capsys):
+    root, adata, _ = folder
+    options = ["--model", "idw", "--quiet"]
+    assert main(["upsample", str(root), "-o", str(tmp_path / "dense.h5ad"), *options]) == 0
+    assert capsys.readouterr().out.endswith(f"from {adata.n_obs} spots\n")
+    assert main(["fit", str(root / "filtered_feature_bc_matrix.h5"), "-o", str(tmp_path / "f.h5ad"), *options]) == 2
+    assert f"pass {root}." in capsys.readouterr().err
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("section,image,role,table,pitch_um\na,,measured,outs,100\nouts,,measured,,100\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["batch", str(sheet), "-o", str(tmp_path / "maps"), "--grid", "1", *options]) == 0
+    assert sorted(each.name for each in (tmp_path / "maps").iterdir()) == ["a.h5ad", "fitted.h5ad", "outs.h5ad"]
+
+
 # --- real folders ----------------------------------------------------------------------------------------------------
 
 
@@ -369,15 +485,9 @@ def test_a_real_folder_of_space_ranger_1(data, encoder):
 def test_a_real_folder_of_space_ranger_3(data, encoder):
     """A table in Matrix Market form, for which the readers want scanpy's, and no hires picture."""
     folder = data("visium_v2_cytassist")
-    adata = sc.read_10x_mtx(folder / "filtered_feature_bc_matrix")
-    places = pd.read_csv(folder / "spatial" / "tissue_positions.csv", index_col=0).loc[adata.obs_names]
-    adata.obsm["spatial"] = places[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
-    adata.uns["spatial"] = {
-        "cytassist": {
-            "images": {"lowres": np.asarray(Image.open(folder / "spatial" / "tissue_lowres_image.png"))},
-            "scalefactors": json.loads((folder / "spatial" / "scalefactors_json.json").read_text()),
-        }
-    }
+    adata = sthisto.read(folder)
+    assert adata.shape == (2898, 19465)
+    assert list(adata.uns["spatial"]) == ["visium_v2_cytassist"]
     sc.pp.filter_cells(adata, min_counts=20)
     sc.pp.filter_genes(adata, min_cells=adata.n_obs // 4)
     lognormalised(adata)
@@ -385,3 +495,12 @@ def test_a_real_folder_of_space_ranger_3(data, encoder):
     sthisto.tl.fit(adata, "ridge", genes=adata.var_names[:10])
     dense = sthisto.tl.upsample(adata, 2, encoder=encoder)
     assert 3.5 * adata.n_obs < dense.n_obs < 4.5 * adata.n_obs
+
+
+def test_real_folders_are_read(data):
+    tiny = data("visium_v1_tiny")
+    same_as_squidpy(sthisto.read(tiny), sq.read.visium(tiny))
+    bins = sthisto.read(data("visium_hd"))  # loose files, as its source shares them
+    assert bins.shape == (675, 18085)
+    [entry] = bins.uns["spatial"].values()
+    assert entry["scalefactors"]["bin_size_um"] == 16

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from scipy.spatial import KDTree
 
 import sthisto
 from sthisto.cli import _batch, main
@@ -86,11 +87,11 @@ def test_maps_are_those_of_the_functions(folder, sections, capsys):
         assert_array_equal(dense.obsm["spatial"], expected.obsm["spatial"])
         assert list(dense.uns["spatial"]) == [name]
         assert summary["made"][name] == dense.n_obs > 2.5 * 30
-    stained = ad.read_h5ad(folder / "out" / "c.h5ad")
-    points = ad.AnnData(obs=stained.obs[["section"]], obsm={"spatial": stained.obsm["spatial"]})
-    pictures = {"c": sections[1]["c"]}
-    sthisto.pp.extract_features(points, image=pictures, library_key="section", mpp=2.0)
-    expected = sthisto.tl.predict(points, reference=whole, library_key="section", image=pictures, interval=0.8)
+    stained, pictures = ad.read_h5ad(folder / "out" / "c.h5ad"), {"c": sections[1]["c"]}
+    xy = sthisto.images.tissue_points(sthisto.images.open_image(pictures["c"]), 50.0)
+    spots = ad.AnnData(obs={"section": ["c"] * len(xy)}, obsm={"spatial": xy})
+    sthisto.pp.extract_features(spots, image=pictures, library_key="section", mpp=2.0)
+    expected = sthisto.tl.upsample(spots, 2, reference=whole, library_key="section", image=pictures, interval=0.8)
     assert_array_equal(stained.X, expected.X)
     for layer in ("std", "low", "high"):
         assert_array_equal(stained.layers[layer], expected.layers[layer])
@@ -102,11 +103,30 @@ def test_points_of_a_stained_section_lie_on_its_tissue_as_dense_as_the_others(fo
     stained = ad.read_h5ad("out/c.h5ad")
     xy = stained.obsm["spatial"]
     picture = sthisto.images.open_image(sections[1]["c"])
-    assert_allclose(xy, sthisto.images.tissue_points(picture, 25.0))  # half of 100 um at 2 um/px
-    assert_array_equal(np.column_stack([stained.obs["array_col"], stained.obs["array_row"]]), xy // 25)
+    spots = sthisto.images.tissue_points(picture, 50.0)  # 100 um at 2 um/px
+    distance, _ = KDTree(xy).query(spots)
+    assert_allclose(distance, 0, atol=1e-9)
+    assert_array_equal(np.ptp(stained.obs[["array_col", "array_row"]], axis=0), np.rint(np.ptp(xy, axis=0) / 25))
     assert stained.uns["spatial"]["c"]["scalefactors"]["spot_diameter_fullres"] == pytest.approx(25.0)
     [ax] = sthisto.pl.genes(stained, stained.var_names[0], show=False)
     assert len(ax.collections[0].get_offsets()) == stained.n_obs
+
+
+def test_a_sheet_may_state_the_scale_of_each_section(folder, sections, capsys):
+    """In the sheet, the scale of an image is the same as by an option, and another one is another map."""
+    lines = (
+        SHEET.replace("role", "role,mpp,pitch_um").replace("measured", "measured,2.0,").replace("stained", "stained,4,")
+    )
+    Path("scales.csv").write_text(lines)
+    options = [each for each in OPTIONS if each not in ("--mpp", "2")]
+    assert main(["batch", "scales.csv", "-o", "out", "--quiet", *options]) == 0
+    assert ad.read_h5ad("out/fitted.h5ad").n_obs == 60
+    coarse = ad.read_h5ad("out/c.h5ad").n_obs
+    Path("scales.csv").write_text(lines.replace(",4,", ",2,"))
+    capsys.readouterr()
+    assert main(["batch", "scales.csv", "-o", "out", *options]) == 0
+    assert "section c is made again, as its files changed" in capsys.readouterr().err
+    assert ad.read_h5ad("out/c.h5ad").n_obs < coarse
 
 
 def test_a_stained_section_with_places_gets_the_grid_of_upsample(folder, sections):
@@ -278,6 +298,7 @@ MISTAKES = {
     "no_picture": (SHEET.replace("c.png", ""), "'c' was stained, but no image is named"),
     "lost": (SHEET.replace("c.png", "lost.png"), "files that are not there: lost.png"),
     "lost_table": (SHEET.replace("b,b", "z,b"), "files that are not there: z.h5ad"),
+    "scale": (SHEET.replace("role", "role,mpp").replace("ed\n", "ed,0\n"), "line 2: mpp '0' is no length"),
     "binary": (b"\x89PNG\xff\xfe\x00", "no table of text"),
 }
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.linalg import eigsh
 
 RANK = 1e-6  # components below this share of the first are rounding noise of float32
 FEW = 0.1  # share of all components up to which Lanczos iterations are faster than a full decomposition
@@ -77,6 +76,8 @@ def _largest(square: Floats, most: int) -> tuple[Floats, Floats]:
     """Roots of the largest eigenvalues, descending, and their vectors."""
     n = len(square)
     if n > SMALL and most < FEW * n and square.any():
+        from scipy.sparse.linalg import eigsh  # noqa: PLC0415  names of models are known without it
+
         values, vectors = eigsh(square, most, v0=np.random.default_rng(0).normal(size=n))
     else:
         values, vectors = np.linalg.eigh(square)

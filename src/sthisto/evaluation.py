@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from sthisto import _crossfit, grids, metrics
+from sthisto.grids._spots import check_fraction
 from sthisto.models import Model, Patches, Section
 
 __all__ = [
@@ -69,6 +70,9 @@ class RandomSplit:
     name: ClassVar[str] = "random"
     all_spots: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction)
+
     def hold_out(self, xy: NDArray[np.float64], random_state: int) -> Mask:
         """Mask (n,) of the held-out spots at xy (n, 2), in pitches."""
         return grids.hold_out(xy, self.fraction, random_state=random_state)
@@ -90,6 +94,9 @@ class BlockSplit:
     block: float = 4.0
     name: ClassVar[str] = "block"
     all_spots: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction)
 
     def hold_out(self, xy: NDArray[np.float64], random_state: int) -> Mask:
         """Mask (n,) of the held-out spots at xy (n, 2), in pitches."""

@@ -57,6 +57,7 @@ from sthisto._data._section import (
     spatial_entries,
 )
 from sthisto._data._shapes import rasterized
+from sthisto._data._space_ranger import read
 from sthisto._data._spatialdata import SpatialDataView, accepts_spatialdata, is_spatialdata, to_anndata
 from sthisto._data._store import (
     UNS,
@@ -123,6 +124,7 @@ __all__ = [
     "points_obs",
     "predictions_of",
     "rasterized",
+    "read",
     "read_cells",
     "read_fit",
     "read_fitted_sections",

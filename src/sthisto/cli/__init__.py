@@ -6,14 +6,16 @@ all. What the person did wrong ends in one line and exit code 2; decisions go to
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 from sthisto import __version__
-from sthisto.cli._job import Job
+from sthisto._files import stopped_by_signals
+from sthisto.cli._job import Job, configure_logging, one_line
 from sthisto.cli._options import parser
-from sthisto.cli._output import configure_logging, one_line
 
 __all__ = ["main"]
 
@@ -31,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    0, or 2 where the input was wrong, or 130 where the run was interrupted; of ``batch`` 1 where some sections failed.
+    0, or 2 where the input was wrong, or 128 and the signal's number where one stopped the run (130 for Ctrl-C); of
+    ``batch`` 1 where some sections failed, of ``check`` 1 where facts contradict each other.
 
     Raises
     ------
@@ -45,17 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     job = Job(args)
-    with configure_logging(quiet=args.quiet):
+    with configure_logging(quiet=args.quiet), stopped_by_signals():
         try:
-            summary, text = args.run(job)
+            module, run = args.run.split(":")  # loaded now, as --help does without
+            summary, text = getattr(import_module(f"sthisto.cli.{module}"), run)(job)
         except (KeyError, ValueError, OSError, ImportError) as error:
             if args.debug:
                 traceback.print_exc()
             print(f"sthisto: error: {one_line(error)}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("sthisto: interrupted, nothing half-written is left", file=sys.stderr)
-            return 130
+            return 128 + int(getattr(stop, "number", signal.SIGINT))
     summary_of_run = {"command": args.command, "version": __version__, **summary, "seconds": job.seconds}
     try:
         print(json.dumps(summary_of_run) if args.json else text, flush=True)

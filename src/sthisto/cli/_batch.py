@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthisto import __version__, _data, encoders, grids, images, tl
+from sthisto import __version__, _data, encoders, images, tl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 from sthisto.cli._files import read, write
-from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
-from sthisto.cli._output import one_line
-from sthisto.cli._sheet import FITTED, MEASURED, SECTION, Row, Settings, changes, read_sheet, stamp
+from sthisto.cli._job import FEATURES, MODEL, SECTION, Job, logger, one_line
+from sthisto.cli._sheet import FITTED, MEASURED, Row, Settings, changes, read_sheet, stamp
 from sthisto.cli._steps import (
     FEATURE_OPTIONS,
     FIT_OPTIONS,
     are_counts,
-    check_interval,
+    check_options,
     extract,
     fit,
     names_in,
@@ -74,7 +73,7 @@ def run_batch(job: Job) -> tuple[dict[str, Any], str]:
     rows = read_sheet(args.sheet)
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"{args.output} is a file; -o names a folder.")
-    check_interval(args.interval)
+    check_options(job)
     batch = Batch(job, rows, options_of(job))
     for name in (FITTED, *(row.section for row in rows)):
         record_of(batch.path(name))  # other files are refused before the work
@@ -170,7 +169,7 @@ def measured_part(batch: Batch, row: Row) -> "AnnData":
     adata.obs[SECTION] = row.section
     adata.uns = {"spatial": {row.section: pictures[0]}} if len(pictures) == 1 else {}
     adata.obsm = {"spatial": adata.obsm["spatial"]} if "spatial" in adata.obsm else {}
-    extract(adata, batch.job, batch.encoder, image=picture_of(row))
+    extract(adata, batch.job, batch.encoder, image=picture_of(row), **row.scale())
     return adata
 
 
@@ -184,13 +183,9 @@ def concatenate(parts: "Mapping[str, AnnData]") -> "AnnData":
         raise ValueError(
             f"X holds raw counts in section {raw} and none in the others: normalize all sections in the same way."
         )
-    whole = concat(parts, label=SECTION, index_unique="-", merge="same")
+    whole = concat(parts, label=SECTION, index_unique="-", merge="same", uns_merge="unique")
     if not whole.n_vars:
         raise ValueError(f"sections {listed(list(parts))} have no gene in common. Are the names of one kind?")
-    records = [part.uns["sthisto"]["features"][FEATURES] for part in parts.values()]
-    each = {name: np.concatenate([record[name] for record in records]) for name in ("sections", "mpp", "image")}
-    whole.uns["sthisto"] = {"features": {FEATURES: records[0] | each}}
-    whole.uns["spatial"] = {name: part.uns["spatial"][name] for name, part in parts.items()}
     return whole
 
 
@@ -214,64 +209,54 @@ def dense_map(batch: Batch, row: Row, reference: "AnnData", settings: Settings) 
 
 
 def measured_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
-    args = batch.job.args
     part = reference[(reference.obs[SECTION] == row.section).to_numpy()].copy()
+    return dense_section(batch, row, part)
+
+
+def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
+    """Extract features of a section without expression, and predict."""
+    section = spots_of(batch, row) if row.table else tissue_of(batch, row, reference)
+    section.obs[SECTION] = row.section
+    extract(section, batch.job, batch.encoder, image=picture_of(row), **row.scale())
+    return dense_section(batch, row, section, reference=reference, library_key=SECTION)
+
+
+def dense_section(batch: Batch, row: Row, section: "AnnData", **options: Any) -> "AnnData":
+    args = batch.job.args
     return tl.upsample(
-        part,
+        section,
         args.grid,
         image=picture_of(row),
         encoder=batch.encoder,
         interval=args.interval,
         match_spot_means=args.match_spot_means,
+        **options,
     )
 
 
-def stained_map(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
-    """Lay a grid as dense as those of the measured sections, describe it, and predict."""
-    args = batch.job.args
-    fitted = _data.read_fit(reference, FIT)
-    mpp = float(reference.uns["sthisto"]["features"][FEATURES]["mpp"][0])
-    pitch_um = (args.pitch_um or float(fitted.pitch[0]) * mpp) / args.grid
-    points, pitch = over_spots(batch, row) if row.table else over_tissue(row, args.mpp, pitch_um)
-    known = {"mpp": args.mpp, "pitch_um": pitch_um if row.table else None}
-    extract(points, batch.job, batch.encoder, image=picture_of(row), **known)
-    points.uns["spatial"][row.section]["scalefactors"]["spot_diameter_fullres"] = pitch  # a map without gaps
-    image, interval = picture_of(row), args.interval
-    return tl.predict(points, reference=reference, library_key=SECTION, image=image, interval=interval)
+def spots_of(batch: Batch, row: Row) -> "AnnData":
+    """Spots of a stained section's table."""
+    from anndata import AnnData  # noqa: PLC0415  --help does without
 
-
-def over_spots(batch: Batch, row: Row) -> "tuple[AnnData, float]":
-    """Refine the array of a section's spots, as ``upsample`` does."""
     adata = read(row.table, batch.job)  # type: ignore[arg-type]  # asked before
-    xy = _data.coordinates(adata, np.arange(adata.n_obs))
-    own = grids.Lattice.fit(xy)
-    fine = own.refine(batch.job.args.grid)
-    site = fine.cover(xy, 1.1 * own.reach)
-    return _points(row, fine.points(site), site - site.min(axis=0)), fine.pitch
+    return AnnData(obs=adata.obs[[]], obsm={"spatial": _data.coordinates(adata, np.arange(adata.n_obs))})
 
 
-def over_tissue(row: Row, mpp: float | None, pitch_um: float) -> "tuple[AnnData, float]":
-    """Lay a grid over the tissue of the picture, whose scale has to be known."""
-    picture = images.open_image(row.image, mpp=mpp)
-    if picture.mpp is None:
-        raise ValueError(
-            f"the scale of {row.image} is unknown, so no grid can be placed on its tissue: pass mpp= (micrometers per "
-            "pixel), or name a table with the places of spots in the sheet."
-        )
-    pitch = pitch_um / picture.mpp
-    xy = images.tissue_points(picture, pitch)
-    return _points(row, xy, (xy // pitch).astype(np.int64)[:, ::-1]), pitch
-
-
-def _points(row: Row, xy: Any, site: Any) -> "AnnData":
+def tissue_of(batch: Batch, row: Row, reference: "AnnData") -> "AnnData":
+    """Spots over the tissue of an image, as far from each other as those of the measured sections."""
     import pandas as pd  # noqa: PLC0415  --help does without
     from anndata import AnnData  # noqa: PLC0415
 
-    obs = pd.DataFrame(site, columns=["array_row", "array_col"])
-    obs.index = pd.Index([f"{row.section}_{i}x{j}" for i, j in site])
-    obs["measured"] = False
-    obs[SECTION] = pd.Categorical([row.section] * len(obs))
-    return AnnData(obs=obs, obsm={"spatial": xy})
+    picture = images.open_image(row.image, mpp=row.mpp or batch.job.args.mpp)
+    if picture.mpp is None:
+        raise ValueError(
+            f"the scale of {row.image} is unknown, so no grid can be placed on its tissue: pass mpp= (micrometers per "
+            "pixel), here or in a column of the sheet, or name a table with the positions of spots."
+        )
+    measured = next(iter(_data.add_metadata(reference, _data.read_sections(reference, SECTION), FEATURES).values()))
+    pitch_um = row.pitch_um or batch.job.args.pitch_um or measured.pitch * _data.need_metadata(measured, FEATURES).mpp
+    xy = images.tissue_points(picture, pitch_um / picture.mpp)
+    return AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(xy)).astype(str)), obsm={"spatial": xy})
 
 
 def picture_of(row: Row) -> str | None:

@@ -1,22 +1,18 @@
 """The options of every command."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sthisto import __version__
-from sthisto.cli._batch import run_batch
-from sthisto.cli._commands import run_check, run_evaluate, run_features, run_fit, run_upsample
-from sthisto.cli._demo import run_demo
-from sthisto.cli._job import FEATURES, MODEL, Job
-from sthisto.cli._sheet import SECTION
-from sthisto.cli._steps import N_GENES
+from sthisto.cli._job import FEATURES, MODEL, N_GENES, SECTION, Job
 from sthisto.encoders import ENCODERS
 from sthisto.models import MODELS
 
 EVALUATED = ("attention", "gp", "ridge", "idw")
-
-
+DEVICES = "cpu, cuda, cuda:1, mps (default: a GPU where there is one)"
+SECTION_HELP = "AnnData with obsm['spatial'] (h5ad or zarr), or an output folder of Space Ranger"
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -50,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         ("evaluate", _add_evaluate, "hide spots, predict them, and compare models"),
     ):
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-        command.add_argument("section", type=Path, metavar="SECTION.h5ad", help="AnnData with obsm['spatial']")
+        command.add_argument("section", type=Path, metavar="SECTION", help=SECTION_HELP)
         add(command)
     batch = commands.add_parser(
         "batch",
@@ -63,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         help="print the shell completion script",
         description='Print a script for the shell. In its start file: eval "$(sthisto completion bash)"',
     )
-    completion.set_defaults(run=run_completion)
+    completion.set_defaults(run="_options:run_completion")
     completion.add_argument("shell", choices=SHELLS, help="the shell that is to evaluate it")
     for command in commands.choices.values():
         output = command.add_argument_group("output options")
@@ -74,12 +70,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=run_demo)
+    command.set_defaults(run="_commands:run_demo")
     command.add_argument(
         "-o", "--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
     )
     command.add_argument("--seed", type=int, metavar="N", help="of the section and all that follows (default 0)")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    command.add_argument(
+        "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)"
+    )
 
 
 def _add_check(command: argparse.ArgumentParser) -> None:
@@ -87,7 +85,7 @@ def _add_check(command: argparse.ArgumentParser) -> None:
         "Read a section and report the array, the scale and where it is from, the image, whether the spots are on\n"
         "tissue, the state of X, and features and fits. Exit code 1 where facts contradict each other."
     )
-    command.set_defaults(run=run_check)
+    command.set_defaults(run="_commands:run_check")
     command.add_argument("--image", action="append", metavar="FILE", help="image that the coordinates refer to")
     command.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section of each spot")
     command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the spots over the tissue")
@@ -98,7 +96,7 @@ def _add_features(command: argparse.ArgumentParser) -> None:
         "Cut a patch of the image at every spot, encode it, and write the section with the\n"
         f"features in obsm['{FEATURES}']. The expression is left as it is."
     )
-    command.set_defaults(run=run_features)
+    command.set_defaults(run="_commands:run_features")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5ad", help="section with features")
     _add_feature_options(command)
 
@@ -109,8 +107,8 @@ def _add_fit(command: argparse.ArgumentParser) -> None:
         "Image features are made where the model reads them and the section has none.\n"
         f"Raw counts are normalized (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
     )
-    command.set_defaults(run=run_fit)
-    command.add_argument("-o", "--output", type=Path, metavar="OUT.h5ad", help="section with the fitted model")
+    command.set_defaults(run="_commands:run_fit")
+    command.add_argument("-o", "--output", type=Path, metavar="OUT.h5ad", help="section with the model, or OUT.zarr")
     command.add_argument("--save", type=Path, metavar="FILE.safetensors", help="the fitted model alone")
     _add_feature_options(command)
     _add_fit_options(command)
@@ -123,11 +121,11 @@ def _add_upsample(command: argparse.ArgumentParser) -> None:
         f"Raw counts are normalized (10 000 a spot, log1p) and the {N_GENES} most variable genes modelled."
     )
     command.epilog = "example:\n  sthisto upsample SECTION.h5ad --image SECTION.jpg -o dense.h5ad"
-    command.set_defaults(run=run_upsample)
+    command.set_defaults(run="_commands:run_upsample")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DENSE.h5ad", help="the dense section")
     _add_grid(command)
     command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw genes, measured next to predicted")
-    command.add_argument("--show", metavar="GENE,GENE", help="genes to draw")
+    command.add_argument("--show", metavar="GENE,GENE", help="genes to draw (default: the most variable of the map)")
     _add_feature_options(command)
     _add_fit_options(command)
 
@@ -139,7 +137,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "training half and the noise ceiling is given."
     )
     command.epilog = "example:\n  sthisto evaluate SECTION.h5ad --image SECTION.jpg -o scores.csv"
-    command.set_defaults(run=run_evaluate)
+    command.set_defaults(run="_commands:run_evaluate")
     command.add_argument("-o", "--output", type=Path, metavar="SCORES.csv", help="scores of every gene, one a line")
     command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the comparison of models")
     command.add_argument(
@@ -160,17 +158,19 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 def _add_batch(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Learn from all measured sections of a sample sheet together, and write a dense map of every section.\n"
-        "The sheet is a CSV file; its first line is section,image,role, or section,image,role,table. A role is\n"
-        "measured or stained. The table of a measured section is SECTION.h5ad next to the sheet by default, and its\n"
-        "image may be left out where the table holds it. A stained section is predicted on a grid over the spots of\n"
-        "its table, or, where it has none, over the tissue of its image. Paths count from the sheet's folder.\n"
+        "The sheet is a CSV file; its first line is section,image,role, and where needed table,mpp,pitch_um. A role\n"
+        "is measured or stained. A table is an h5ad file or an output folder of Space Ranger; that of a measured\n"
+        "section is SECTION.h5ad or SECTION next to the sheet by default, and its image may be left out where the\n"
+        "table holds it. mpp and pitch_um are those of one section, in micrometers. A stained section is predicted\n"
+        "on a grid over the spots of its table, or, where it has none, over the tissue of its image. Paths count\n"
+        "from the sheet's folder.\n"
         "\n"
         "Written are DIR/SECTION.h5ad for each, and DIR/fitted.h5ad. Run again, it makes what is missing, failed or\n"
         "was made with other settings or files, and leaves the rest. A section that fails does not stop the others.\n"
         "Exit code: 0 all is made, 1 some failed, 2 a mistake in the sheet or the options."
     )
     command.epilog = "example:\n  sthisto batch sheet.csv -o dense --grid 2"
-    command.set_defaults(run=run_batch, library_key=SECTION, image=None)
+    command.set_defaults(run="_batch:run_batch", library_key=SECTION, image=None)
     command.add_argument("sheet", type=Path, metavar="SHEET.csv", help="the sections, one a line")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where to write")
     _add_grid(command)
@@ -216,9 +216,11 @@ def _add_description_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--encoder", choices=sorted(ENCODERS), metavar="NAME", help=f"one of {', '.join(ENCODERS)}")
     group.add_argument("--weights", metavar="FILE", help="local weights of the encoder")
     group.add_argument("--patch-um", type=float, metavar="UM", help="side of the patch (default: the encoder's)")
-    group.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel (default: found out)")
+    group.add_argument("--mpp", type=float, metavar="UM", help="micrometers per pixel (default: inferred)")
     group.add_argument("--pitch-um", type=float, metavar="UM", help="distance of neighboring spots, to derive --mpp")
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    group.add_argument(
+        "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)"
+    )
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
@@ -235,6 +237,12 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
         default=None,  # as all options that a fit is made again for
         help="test which genes can be predicted (var: sthisto_pearson, sthisto_qvalue); about 5 times the fitting time",
     )
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text} is none of cpu, cuda, cuda:1, mps")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -1,6 +1,7 @@
 """The sample sheet: the sections, where their files are, and what is to be computed."""
 
 import csv
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 MEASURED, STAINED = "measured", "stained"
 COLUMNS = ("section", "image", "role")
-SECTION = "section"  # and the obs column in what is written
-TABLE = "table"  # the column that may be missing
+SCALES = ("mpp", "pitch_um")  # columns of numbers, which override the options
+TABLE = "table"  # a column that may be missing
 FITTED = "fitted"  # name of the file of the fitted sections
 
 Settings = dict[str, Any]  # as JSON keeps them
@@ -23,16 +24,24 @@ class Row:
     role: str
     image: Path | None  # None: the picture is in the table
     table: Path | None  # None: there is nothing but the picture
+    mpp: float | None = None
+    pitch_um: float | None = None
 
     def files(self) -> list[list[Any]]:
-        """Name, size and date of its files, by which a change is known."""
-        return [stamp(path) for path in (self.table, self.image) if path is not None]
+        """Name, size and date of its files, and its scale, by which a change is known."""
+        return [stamp(path) for path in (self.table, self.image) if path is not None] + [
+            [name, value] for name, value in self.scale().items()
+        ]
+
+    def scale(self) -> dict[str, float]:
+        """What the sheet states of the scale."""
+        return {name: getattr(self, name) for name in SCALES if getattr(self, name) is not None}
 
 
 def stamp(path: Path) -> list[Any]:
-    """Name, size and date of a file."""
-    found = path.stat()
-    return [path.name, found.st_size, found.st_mtime_ns]
+    """Name, size and date of a file, or of what is in a folder."""
+    found = [each.stat() for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file()]
+    return [path.name, sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)]
 
 
 def read_sheet(path: Path) -> list[Row]:
@@ -65,9 +74,10 @@ def _check_columns(path: Path, found: list[str]) -> None:
             f"{path} has no column {', '.join(missing)} (found: {', '.join(found) or 'nothing'}). Its first line is "
             "section,image,role, and table where tables are elsewhere."
         )
-    unknown = [name for name in found if name not in (*COLUMNS, TABLE)]
+    known = (*COLUMNS, TABLE, *SCALES)
+    unknown = [name for name in found if name not in known]
     if unknown:
-        raise ValueError(f"{path}: unknown column {', '.join(unknown)}; there are section, image, role, table.")
+        raise ValueError(f"{path}: unknown column {', '.join(unknown)}; there are {', '.join(known)}.")
 
 
 def _row(path: Path, line: int, values: dict[Any, Any]) -> Row:
@@ -82,9 +92,27 @@ def _row(path: Path, line: int, values: dict[Any, Any]) -> Row:
         raise ValueError(f"{path}, line {line}: role {role!r}; a section is measured or stained.")
     if role == STAINED and not values_by_column["image"]:
         raise ValueError(f"{path}, line {line}: section {section!r} was stained, but no image is named.")
-    table = values_by_column.get(TABLE) or (f"{section}.h5ad" if role == MEASURED else "")
+    table = values_by_column.get(TABLE) or (_table_of(path.parent, section) if role == MEASURED else "")
     image, table = (path.parent / name if name else None for name in (values_by_column["image"], table))
-    return Row(section, role, image, table)
+    return Row(section, role, image, table, *(_number(path, line, name, values_by_column.get(name)) for name in SCALES))
+
+
+def _table_of(folder: Path, section: str) -> str:
+    """Name the table of a section where the sheet does not: an h5ad file, or a folder of Space Ranger."""
+    return section if (folder / section).is_dir() and not (folder / f"{section}.h5ad").exists() else f"{section}.h5ad"
+
+
+def _number(path: Path, line: int, name: str, text: str | None) -> float | None:
+    """Read micrometers, which may be left out."""
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{path}, line {line}: {name} {text!r} is no length in micrometers.")
+    return number
 
 
 def _check_rows(path: Path, rows: list[Row]) -> None:
@@ -94,7 +122,8 @@ def _check_rows(path: Path, rows: list[Row]) -> None:
         raise ValueError(f"{path} names {', '.join(double)} more than once.")
     if not any(row.role == MEASURED for row in rows):
         raise ValueError(f"{path} names no section with role measured: there is nothing to learn from.")
-    lost = [str(file) for row in rows for file in (row.table, row.image) if file is not None and not file.is_file()]
+    lost = [str(row.table) for row in rows if row.table is not None and not row.table.exists()]
+    lost += [str(row.image) for row in rows if row.image is not None and not row.image.is_file()]
     if lost:
         raise FileNotFoundError(f"{path} names files that are not there: {', '.join(lost)}.")
 

@@ -4,7 +4,6 @@ import codecs
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +12,30 @@ from scipy import sparse
 
 from sthisto import _data, encoders, evaluation, metrics, pp, tl, uncertainty
 from sthisto.encoders import Encoder
-from sthisto.models import MODELS
+from sthisto.models import MODELS, build
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-from sthisto.cli._job import FEATURES, FIT, MODEL, Job, logger
+from sthisto.cli._job import FEATURES, FIT, MODEL, N_GENES, Job, logger
 
-N_GENES = 1000
-KINDS: dict[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list}  # of JSON, for a default
 FEATURE_OPTIONS = ("encoder", "weights", "patch_um", "mpp", "pitch_um")
 FIT_OPTIONS = ("model", "params", "genes", "layer", "seed", "test_genes")
 
 
 def prepare(adata: "AnnData", job: Job) -> list[str] | None:
     """Log-normalize raw counts and choose genes; return those asked for by name."""
-    args = job.args
-    genes = None if args.genes is None else names_in(args.genes)
+    genes = None if job.args.genes is None else names_in(job.args.genes)
     _data.genes_to_model(adata, genes)
+    _normalize(adata, job, genes)
+    check_expression(adata, job, genes)
+    return genes
+
+
+def _normalize(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
+    args = job.args
     if args.layer not in (None, "X") or not are_counts(adata.X):
-        return genes
+        return
     others = [name for name in _data.layer_names(adata) if name != "counts" and _log_normalized(adata.layers[name])]
     if others and args.layer is None:
         raise ValueError(
@@ -47,7 +50,6 @@ def prepare(adata: "AnnData", job: Job) -> list[str] | None:
         job.reuse(f"var['highly_variable'] of {job.source}")
     elif genes is None:
         adata.var["highly_variable"] = choose_genes(adata, counts, args.library_key)
-    return genes
 
 
 def counts_layer(adata: "AnnData", layer: str | None) -> str | None:
@@ -195,10 +197,25 @@ def image_in(given: list[str] | None) -> str | dict[str, str] | None:
     return given[0]
 
 
-def check_interval(level: float | None) -> None:
-    """Refuse a share that is none before the work."""
-    if level is not None:
-        uncertainty.check_level(level)
+def check_options(job: Job) -> None:
+    """Refuse before the work what would fail after it: settings of the model, device, share of an interval, image."""
+    given = vars(job.args)
+    if given.get("interval") is not None:
+        uncertainty.check_level(given["interval"])
+    params_in(given.get("model") or MODEL, given.get("params") or [])
+    image_in(given.get("image"))
+    if given.get("device") not in (None, "cpu"):
+        from sthisto._training import pick_device  # noqa: PLC0415  it loads torch
+
+        pick_device(given["device"])
+
+
+def check_expression(adata: "AnnData", job: Job, genes: list[str] | None) -> None:
+    """Refuse before the features what the fit would refuse after them: sections, genes, layer and its values."""
+    layer = None if job.args.layer == "X" else job.args.layer
+    chosen = _data.genes_to_model(adata, genes)
+    for rows in _data.section_rows(adata, job.args.library_key).values():
+        _data.expression(adata, rows, chosen, layer)
 
 
 def on_device(name: str | None) -> dict[str, Any]:
@@ -207,7 +224,7 @@ def on_device(name: str | None) -> dict[str, Any]:
 
 
 def params_in(model: str, given: Sequence[str]) -> dict[str, Any]:
-    """Read settings of a model from ``epochs=20`` or ``epochs=20,members=2``; refuses values of another kind."""
+    """Read settings of a model from ``epochs=20`` or ``epochs=20,members=2``; refuses what it does not take."""
     params: dict[str, Any] = {}
     for assignment in (each for text in given for each in re.split(r",(?=\w+=)", text)):
         name, equals, value = assignment.partition("=")
@@ -217,10 +234,9 @@ def params_in(model: str, given: Sequence[str]) -> dict[str, Any]:
             params[name] = json.loads(value)
         except json.JSONDecodeError:
             params[name] = value
-    defaults = {each.name: each.default for each in fields(MODELS[model].load())}
-    for name, value in params.items():
-        default = defaults.get(name)
-        kinds = KINDS.get(type(default), object)
-        if not isinstance(value, kinds):
-            raise ValueError(f"--params {name}={value}: expected a value like {json.dumps(default)}.")
+    if params:
+        try:
+            build(model, params)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--params: {error}") from error
     return params

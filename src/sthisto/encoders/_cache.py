@@ -8,7 +8,6 @@ one counts. Values are kept exactly, so that a resumed run gives the same bits.
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from itertools import count
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sthisto._files import whole_folder
 from sthisto.encoders._protocols import Encoder, has_tokens, has_weights
 from sthisto.images import Image
 
@@ -88,14 +88,10 @@ class FeatureCache:
     def _write(self, rows: NDArray[np.intp], values: NDArray[np.float32], done: int) -> None:
         import zarr  # noqa: PLC0415
 
-        draft, part = self.folder / ".partial", self.folder / f"{self._parts:06d}"
-        shutil.rmtree(draft, ignore_errors=True)
-        group = zarr.create_group(draft, attributes={"done": done, "sha256": _digest(rows, values, np.array(done))})
-        group.create_array("rows", data=rows, chunks=rows.shape)
-        group.create_array("features", data=values, chunks=values.shape)
-        if part.exists():
-            raise FileExistsError(f"{part} was written meanwhile: another run uses this cache. Give each its own.")
-        draft.replace(part)
+        with whole_folder(self.folder / f"{self._parts:06d}") as draft:
+            group = zarr.create_group(draft, attributes={"done": done, "sha256": _digest(rows, values, np.array(done))})
+            group.create_array("rows", data=rows, chunks=rows.shape)
+            group.create_array("features", data=values, chunks=values.shape)
         self._parts += 1
 
 
@@ -104,10 +100,9 @@ def _group(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     import zarr  # noqa: PLC0415
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        draft = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(draft, ignore_errors=True)
-        zarr.create_group(draft, attributes={_MARK: FORMAT, **settings})
-        draft.replace(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(folder) as draft:
+            zarr.create_group(draft, attributes={_MARK: FORMAT, **settings})
         return dict(settings)
     try:
         held: dict[str, Any] = dict(zarr.open_group(folder, mode="r").attrs)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import KDTree
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def read_features(
     points = np.asarray(xy, np.float64)
     if len(table.features) != len(table.centers) or not len(table.centers):
         raise ValueError(f"{len(table.features)} rows of features for {len(table.centers)} patches in {source!r}.")
+    from scipy.spatial import KDTree  # noqa: PLC0415  names of encoders are known without it
+
     distances, rows = KDTree(table.centers).query(points, p=np.inf)
     limit = table.side / 2 if max_distance is None else max_distance
     outside = int((distances > limit).sum())

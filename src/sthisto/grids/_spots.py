@@ -155,10 +155,7 @@ def hold_out(
     [True, True, False, False]
     """
     spots, random = positions(xy), np.random.default_rng(random_state)
-    if not 0 < fraction < 1:
-        raise ValueError(
-            f"fraction should be between 0 and 1, so that some spots are held out and some are left; got {fraction}."
-        )
+    check_fraction(fraction)
     if block is None:
         return random.permutation(len(spots)) < round(fraction * len(spots))
     member, size = blocks(spots, length(block, "block"))
@@ -171,6 +168,14 @@ def hold_out(
     order = random.permutation(len(size))
     missed = np.abs(np.cumsum(size[order])[:-1] - fraction * len(spots))
     return np.isin(member, order[: missed.argmin() + 1])
+
+
+def check_fraction(fraction: float) -> None:
+    """Refuse a share of spots that holds out all or none."""
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction should be between 0 and 1, so that some spots are held out and some are left; got {fraction}."
+        )
 
 
 def blocks(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from anndata import AnnData
 
+from sthisto._files import whole_file
 from sthisto.pl._spots import DrawnImage, Floats, microns_per_pixel, section_image
 
 if TYPE_CHECKING:
@@ -177,7 +178,9 @@ def show_save_return(
     import matplotlib.pyplot as plt
 
     if save is not None:
-        figure.savefig(save, dpi=200, bbox_inches="tight")
+        path = Path(save)  # without a suffix, the draft of the file needs the one that matplotlib would add
+        with whole_file(path if path.suffix else f"{path}.{plt.rcParams['savefig.format']}") as draft:
+            figure.savefig(draft, dpi=200, bbox_inches="tight")
     if return_fig:
         return figure
     if plt.isinteractive() if show is None else show:
