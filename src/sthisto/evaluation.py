@@ -48,6 +48,7 @@ ALL_SPOTS = "_all_spots"  # ends the name of a score that counts training spots 
 CORRELATIONS = ("pearson", "spearman")
 MIN_HELD_OUT = 10  # spots of a section: a correlation over fewer is noise
 LEAST_SEEN = 0.1  # of the training spots, for a gene to be scored
+OFTEN = 10  # spots in which a gene is seen, for its variance to be compared where that of rarer genes cannot be
 MANY_SPOTS = 1000  # on larger sections rare genes are scored, too
 SAMPLING_SECONDS = 0.002
 MEMORY = Path("/proc/self/statm")  # Linux: pages of this process
@@ -363,21 +364,38 @@ def choose_genes(
             f"no gene is seen in {least_seen:.0%} of the {values.shape[0]} training spots. Name some with genes=."
         )
     if chosen.sum() > n_genes:
-        import scanpy as sc  # noqa: PLC0415  importing sthisto must not load scanpy
+        chosen[chosen] = _most_variable(values[:, chosen], sections, n_genes, flavor)
+    return chosen
 
-        part = sc.AnnData(values[:, chosen], obs={"section": sections.astype(str)})
-        several = "section" if part.obs["section"].nunique() > 1 else None
+
+def _most_variable(values: Counts, sections: NDArray[np.generic], n_genes: int, flavor: str) -> Mask:
+    """Mask (g,) of the most variable genes.
+
+    The regression of variances on means fails where many genes are seen in a few spots only, as their points coincide:
+    then these genes are left out.
+    """
+    import scanpy as sc  # noqa: PLC0415  importing sthisto must not load scanpy
+
+    often: Mask = np.asarray((values > 0).sum(axis=0)).ravel() >= OFTEN
+    several = "section" if len(np.unique(sections)) > 1 else None
+    for kept in (np.ones_like(often), often):
+        if kept.sum() <= n_genes:
+            return kept
+        part = sc.AnnData(values[:, kept], obs={"section": sections.astype(str)})
         try:
             ranked = sc.pp.highly_variable_genes(
                 part, flavor=flavor, n_top_genes=n_genes, batch_key=several, inplace=False
             )
-        except ValueError as error:  # the trend of variances fails on small panels
-            raise ValueError(
-                f"{part.n_vars} genes on {part.n_obs} training spots are too few to rank by variance ({error}). Pass "
-                f"genes={part.n_vars} to take them all, or name some with genes=."
-            ) from error
-        chosen[chosen] = ranked["highly_variable"].to_numpy(dtype=bool)
-    return chosen
+        except ValueError as error:
+            failure = error
+        else:
+            chosen = np.zeros_like(kept)
+            chosen[kept] = ranked["highly_variable"].to_numpy(dtype=bool)
+            return chosen
+    raise ValueError(
+        f"{len(often)} genes on {len(sections)} training spots are too few to rank by variance ({failure}). Pass "
+        f"genes={len(often)} to take them all, or name some with genes=."
+    ) from failure
 
 
 def compare(table: pd.DataFrame, metric: str = "pearson", *, confidence: float = 0.95) -> pd.DataFrame:

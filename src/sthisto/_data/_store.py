@@ -107,8 +107,8 @@ def genes_to_model(adata: AnnData, genes: Iterable[str] | None) -> NDArray[np.st
         chosen = names[_mask_column(adata.var, HIGHLY_VARIABLE, "var")] if marked else names
     else:
         chosen = np.array([str(gene) for gene in ([genes] if isinstance(genes, str) else genes)], dtype=str)
-    missing = [gene for gene in chosen if gene not in set(names)]
-    if missing:
+    missing = chosen[~np.isin(chosen, names)]
+    if len(missing):
         raise KeyError(
             f"{len(missing)} of {len(chosen)} genes are not in adata.var_names: {listed(missing)} "
             f"({near(missing[0], names)})."

@@ -217,7 +217,8 @@ def _most_variable(dense: "AnnData") -> list[str]:
 def _refuse_drawing(job: Job, show: Sequence[str], genes: Any, n_sections: int) -> None:
     if job.args.picture is not None and n_sections > 1:
         raise ValueError(f"--picture draws one section, and {job.source} holds {n_sections}. Leave it out.")
-    absent = [gene for gene in show if gene not in set(genes)]
+    known = set(genes)
+    absent = [gene for gene in show if gene not in known]
     if absent:
         raise ValueError(
             f"--show {','.join(absent)}: not among the {len(genes)} genes modelled ({near(absent[0], genes)}). Name it "
