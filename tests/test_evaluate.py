@@ -449,7 +449,7 @@ def test_the_command_takes_expression_as_it_is_where_there_are_no_counts(section
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (["--models", "magic"], "--models magic: there are attention"),
+        (["--models", "magic"], "--models magic: there: 'attention'"),
         (["--fraction", "2"], "fraction should be between 0 and 1"),
         (["-o", "scores.txt"], "should end in .csv"),
     ],
