@@ -543,3 +543,21 @@ def test_contradictions_are_an_exit_code(section, tmp_path, capsys):
     section.write_h5ad(tmp_path / "moved.h5ad")
     assert main(["check", str(tmp_path / "moved.h5ad")]) == 1
     assert "contradictory synthetic_0 coordinates: 40 of 40 points are outside" in capsys.readouterr().out
+
+
+def test_alignment_is_checked_and_corrected(tmp_path, capsys):
+    adata = sthisto.datasets.synthetic(220, random_state=1)
+    truth = adata.obsm["spatial"].copy()
+    adata.obsm["spatial"] = truth.max(axis=0) - truth
+    source, out = tmp_path / "s.h5ad", tmp_path / "out.h5ad"
+    adata.write_h5ad(source)
+    picture = tmp_path / "alignment.png"
+    assert run("check-alignment", source, "--json", "--quiet", "--picture", picture) == 1
+    [section] = json.loads(capsys.readouterr().out)["sections"]
+    assert (section["verdict"], section["symmetry"]) == ("misaligned", "half turn")
+    assert Image.open(picture).width > 500
+    assert run("align", source, "-o", out, "--quiet") == 0
+    made = ad.read_h5ad(out)
+    assert_allclose(made.obsm["spatial_before_align"], adata.obsm["spatial"])
+    assert np.abs(made.obsm["spatial"] - truth).mean() < 0.25 * 50
+    assert run("check-alignment", out, "--quiet") == 0

@@ -14,7 +14,7 @@ ROOT = Path(sthisto.__file__).parent
 FLOORS = (
     {"_files", "_messages", "_statistics"},
     {"grids", "images", "metrics", "uncertainty"},
-    {"_training"},
+    {"_training", "alignment"},
     {"encoders"},
     {"models", "domains", "_data"},
     {"_crossfit"},

@@ -12,6 +12,7 @@ from sthisto._data._features import (
     need_metadata,
     read_metadata,
     with_features,
+    write_aligned,
     write_features,
 )
 from sthisto._data._fit_record import (
@@ -29,6 +30,7 @@ from sthisto._data._fit_record import (
 from sthisto._data._images import (
     open_feature_image,
     open_fit_image,
+    open_image_anywhere,
     open_section_image,
     open_unchecked,
     spot_diameter,
@@ -117,6 +119,7 @@ __all__ = [
     "new_object",
     "open_feature_image",
     "open_fit_image",
+    "open_image_anywhere",
     "open_section_image",
     "open_unchecked",
     "pack",
@@ -147,6 +150,7 @@ __all__ = [
     "unpack",
     "with_features",
     "write",
+    "write_aligned",
     "write_domains",
     "write_features",
     "write_fit",

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from sthisto._data._images import small_image, write_images
 from sthisto._data._section import HEAVY, FeatureMetadata, SectionData, SectionImage
-from sthisto._data._store import features, records, write, write_record
+from sthisto._data._store import COORDINATES, features, records, write, write_record
 from sthisto._messages import listed, warn
+
+FORMER = "spatial_before_align"  # in obsm
+MOVED = "moved"  # in the record of features: sections whose spots were moved afterwards
 
 
 def read_metadata(adata: AnnData, key: str, section: SectionData, *, alone: bool) -> FeatureMetadata | None:
@@ -64,6 +67,7 @@ def with_features(adata: AnnData, sections: Mapping[str, SectionData], key: str)
     ValueError
         Sections described by different encoders or settings; values that were changed after extraction.
     """
+    _refuse_moved(adata, sections, key)
     with_metadata = add_metadata(adata, sections, key)
     read = {name: replace(each, features=features(adata, key, each.rows)) for name, each in with_metadata.items()}
     described = {name: each.metadata for name, each in read.items() if each.metadata is not None}
@@ -172,6 +176,28 @@ def refuse_changed(adata: AnnData, key: str) -> None:
             f"obsm[{key!r}] was changed in {changed} of {len(now)} rows after sthisto.pp.extract_features, so new "
             "points could not be described in the same way. Extract the features again (a fit scales them itself), or "
             f"keep changed ones under a name of their own: adata.obsm['X_mine'] = adata.obsm[{key!r}]."
+        )
+
+
+def write_aligned(adata: AnnData, xy: NDArray[np.float64], moved: Sequence[str], record: Mapping[str, Any]) -> None:
+    """Replace the coordinates (n, 2), keep the former ones, and note for all features which sections have moved."""
+    before = np.asarray(adata.obsm[COORDINATES])
+    after = before.astype(np.float64)
+    after[:, :2] = xy
+    write(adata, obsm={FORMER: before.copy(), COORDINATES: after})
+    for key, made in records(adata, "features").items():
+        names = sorted({*map(str, made.get(MOVED, ())), *moved})
+        write_record(adata, "features", key, {**made, MOVED: np.array(names, dtype=str)})
+    write_record(adata, "alignment", COORDINATES, record)
+
+
+def _refuse_moved(adata: AnnData, sections: Mapping[str, SectionData], key: str) -> None:
+    """Refuse features that were extracted before the spots were moved."""
+    names = set(map(str, records(adata, "features").get(key, {}).get(MOVED, ()))) & set(sections)
+    if names:
+        raise ValueError(
+            f"obsm[{key!r}] of section {listed(sorted(names))} was extracted before sthisto.pp.align moved the spots. "
+            "Extract the features again: sthisto.pp.extract_features(adata)."
         )
 
 

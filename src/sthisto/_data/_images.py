@@ -48,6 +48,14 @@ def open_unchecked(adata: AnnData, name: str, image: Any = None) -> tuple[Image,
     return _find(adata, name, image)
 
 
+def open_image_anywhere(
+    adata: AnnData, section: SectionData, image: Any = None, *, mpp: float | None = None, pitch_um: float | None = None
+) -> SectionImage:
+    """Open a section's image at its scale; a blank image, and spots outside of the image, pass."""
+    opened, path = _find(adata, section.name, image, refuse=False)
+    return SectionImage(opened, resolve_scale(adata, section, opened.mpp, mpp=mpp, pitch_um=pitch_um), path)
+
+
 def open_feature_image(adata: AnnData, section: SectionData, image: Any = None) -> SectionImage:
     """Open the image that the section's features were taken from, or the one given, at the features' scale."""
     metadata = section.metadata
@@ -119,8 +127,8 @@ def write_images(adata: AnnData, images: Mapping[str, Mapping[str, Any]]) -> Non
         adata.uns[COORDINATES] = spatial
 
 
-def _find(adata: AnnData, name: str, image: Any) -> tuple[Image, str]:
-    """Open a section's image, and give the path to find it again."""
+def _find(adata: AnnData, name: str, image: Any, *, refuse: bool = True) -> tuple[Image, str]:
+    """Open a section's image, and give the path to find it again; ``refuse`` blank ones."""
     if isinstance(image, Mapping):
         by_name = {str(section): each for section, each in image.items()}
         if name not in by_name:
@@ -139,7 +147,8 @@ def _find(adata: AnnData, name: str, image: Any) -> tuple[Image, str]:
     if isinstance(image, str) and (image in stored or image in IMAGES):
         return _stored(adata, name, image), f"uns:{image}"
     opened = open_image(image)
-    refuse_blank(opened, f"the image of section {name!r}")
+    if refuse:
+        refuse_blank(opened, f"the image of section {name!r}")
     named = isinstance(image, str | Path) or opened.source.startswith(ELEMENT)
     return opened, opened.source if named else ""
 

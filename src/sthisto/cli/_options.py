@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(demo)
     for name, add, summary in (
         ("check", _add_check, "report everything known of a section, and what contradicts what"),
+        ("check-alignment", _add_check_alignment, "check from the data whether the spots are registered to the image"),
+        ("align", _add_align, "register the spots to the image"),
         ("features", _add_features, "extract image features around every spot"),
         ("fit", _add_fit, "fit a model of expression on the tissue and the neighboring spots"),
         ("upsample", _add_upsample, "predict expression on a dense grid, with all steps before"),
@@ -89,6 +91,37 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image", action="append", metavar="FILE", help="image that the coordinates refer to")
     command.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section of each spot")
     command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the spots over the tissue")
+
+
+def _add_check_alignment(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Compare how well the image predicts expression where the spots are with all flips and turns,\n"
+        "and with shifts, rotations and scales. Exit code 1 where a section is misaligned."
+    )
+    command.set_defaults(run="_alignment:run_check_alignment")
+    command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the statistic and the spots")
+    _add_alignment_options(command)
+
+
+def _add_align(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Correct obsm['spatial'] by the transformation that check-alignment finds; the former positions\n"
+        "are kept in obsm['spatial_before_align']. Refused where the check is undecidable."
+    )
+    command.set_defaults(run="_alignment:run_align")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5ad", help="section, corrected")
+    command.add_argument("--refine", action="store_true", help="also a smooth deformation, where it helps")
+    command.add_argument("--force", action="store_true", help="apply the best transformation whatever the verdict")
+    _add_alignment_options(command)
+
+
+def _add_alignment_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--image", action="append", metavar="FILE", help="image that the coordinates refer to")
+    command.add_argument("--library-key", metavar="COLUMN", help="obs column that names the section of each spot")
+    command.add_argument("--mpp", type=float, metavar="UM", help="micrometers per full-resolution pixel")
+    command.add_argument("--pitch-um", type=float, metavar="UM", help="micrometers between neighboring spots")
+    command.add_argument("--genes", metavar="NAMES|FILE", help="genes to compare by (default: the most variable)")
+    command.add_argument("--layer", metavar="NAME", help="layer with log-normalized expression (default: X)")
 
 
 def _add_features(command: argparse.ArgumentParser) -> None:

@@ -5,10 +5,11 @@ As in scanpy, every function returns ``None`` where the figure was shown, else t
 size.
 """
 
+from sthisto.pl._alignment import alignment
 from sthisto.pl._domains import domains
 from sthisto.pl._features import features
 from sthisto.pl._genes import genes, uncertainty
 from sthisto.pl._scores import evaluation, history
 from sthisto.pl._section import spots
 
-__all__ = ["domains", "evaluation", "features", "genes", "history", "spots", "uncertainty"]
+__all__ = ["alignment", "domains", "evaluation", "features", "genes", "history", "spots", "uncertainty"]

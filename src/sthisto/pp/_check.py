@@ -17,7 +17,8 @@ def check(adata: "AnnData | SpatialData", *, image: Any = None, library_key: str
 
     The commonest failures are facts that disagree: coordinates of another image, a stale scale, counts for
     log-normalized values, features of another encoder. The verbs run the same checks and refuse or warn; this reports
-    all of them at once, from reading alone.
+    all of them at once, from reading alone. Whether the image is flipped or shifted is not among them:
+    :func:`check_alignment` computes that.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ most counts are 0. :class:`NoveltyDetector` scores how far image features are fr
 from sthisto.uncertainty._calibration import Calibration, Covariates, HeldOutPredictions, check_level
 from sthisto.uncertainty._distribution import PredictiveDistribution
 from sthisto.uncertainty._novelty import NoveltyDetector
-from sthisto.uncertainty._surrogates import SurrogateTest, p_values
+from sthisto.uncertainty._surrogates import SurrogateTest, p_values, spectral_surrogates
 from sthisto.uncertainty._variance import DistanceInflation, MeanVarianceTrend
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "SurrogateTest",
     "check_level",
     "p_values",
+    "spectral_surrogates",
 ]

@@ -119,6 +119,40 @@ def p_values(sections: Iterable[SurrogateTest]) -> Floats:
     return p
 
 
+def spectral_surrogates(
+    xy: Floats, values: NDArray[np.float32], number: int, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Random patterns (number, n, q) with the autocorrelation and the variance of values (n, q), each of mean 0.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) pitches.
+    values
+        (n, q) float32.
+    number
+        How many.
+    random
+        Generator.
+
+    Examples
+    --------
+    >>> xy, values = np.random.default_rng(0).normal(size=(2, 9, 2))
+    >>> surrogates = spectral_surrogates(xy, values, 5, np.random.default_rng(0))
+    >>> surrogates.shape, bool(np.allclose((surrogates**2).sum(axis=1), 9 * values.var(axis=0), rtol=1e-4))
+    ((5, 9, 2), True)
+    """
+    modes, starts = _modes(xy)
+    sizes = np.diff(starts, append=modes.shape[1])
+    amplitude = np.sqrt(np.add.reduceat((modes.T @ values) ** 2, starts, axis=0))  # (k, q)
+    surrogates = np.empty((number, *values.shape), dtype=np.float32)
+    for surrogate in surrogates:
+        rotated = random.normal(size=(modes.shape[1], values.shape[1]))
+        norm = np.sqrt(np.add.reduceat(rotated**2, starts, axis=0))
+        surrogate[:] = modes @ (rotated * np.repeat(amplitude / norm, sizes, axis=0))
+    return surrogates
+
+
 def _hat(features: NDArray[np.float32], fold: NDArray[np.int64]) -> Floats:
     """(n, n) matrix of the held-out predictions, less the columns' means: correlations depend on differences only."""
     standard = FeatureStatistics.of(features).standardize(features).clip(-LIMIT, LIMIT)
