@@ -57,6 +57,7 @@ def _options() -> argparse.Namespace:
     about.add_argument("--data", type=Path, default=DATA, help="folder of the real sections")
     about.add_argument("--device", default="cpu")
     about.add_argument("--sections", nargs="+", default=["C2"], choices=list(SECTIONS), help="of part pretrained")
+    about.add_argument("--repeats", type=int, default=3, help="splits of part pretrained")
     about.add_argument("--patches", type=int, nargs=2, default=(512, 48), help="of ViT-S and ViT-L, for the ratio")
     about.add_argument("--size", type=int, default=40_000, help="side of the made picture")
     about.add_argument("--points", type=int, default=5_000, help="on the made picture, hand-crafted encoder")
@@ -195,7 +196,7 @@ def pretrained(options: argparse.Namespace) -> None:
             adata = read(name, options.data, encoder)
             seconds = time.perf_counter() - start
             adata.layers["counts"] = adata.X.copy()
-            table = sthisto.tl.evaluate(adata, "attention", counts_layer="counts", n_repeats=3)
+            table = sthisto.tl.evaluate(adata, "attention", counts_layer="counts", n_repeats=options.repeats)
             mean = table[table["gene"].isna() & (table["metric"] == "pearson")].groupby("split")["value"].mean()
             print(
                 f"| {name} | {encoder.name} | {seconds:.0f} | {mean['random']:.3f} | {mean['block']:.3f} |", flush=True
