@@ -38,7 +38,7 @@ def read(
 ) -> AnnData:
     """Read the output folder of Space Ranger: Visium of versions 1 to 4, CytAssist, and Visium HD.
 
-    The result is that of :func:`squidpy.read.visium`, which stops where a run has no ``hires`` picture, counts in
+    The result is that of ``squidpy.read.visium``, which stops where a run has no ``hires`` picture, counts in
     Matrix Market form, or positions in parquet.
 
     Parameters
