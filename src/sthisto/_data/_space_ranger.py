@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -135,12 +136,12 @@ def _counts(root: Path) -> tuple[AnnData, dict[str, Any]]:
     files = sorted(root.glob(f"*{MATRIX}.h5"))
     if len(files) > 1:
         raise ValueError(f"{root} has several matrices ({listed(each.name for each in files)}): leave one.")
-    if files:
-        adata, metadata = sc.read_10x_h5(files[0]), _run(files[0])
-    elif (root / MATRIX).is_dir():
-        adata, metadata = sc.read_10x_mtx(root / MATRIX), {}
-    else:
+    if not files and not (root / MATRIX).is_dir():
         raise FileNotFoundError(_missing(root, f"no {MATRIX}.h5 and no folder {MATRIX}"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")  # they are made so
+        adata = sc.read_10x_h5(files[0]) if files else sc.read_10x_mtx(root / MATRIX)
+    metadata = _run(files[0]) if files else {}
     adata.X = adata.X.astype(np.float32)
     return adata, metadata
 
