@@ -242,8 +242,19 @@ def contents_of(path):
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def heard():
+    """Signals as in a terminal: a shell has background jobs ignore SIGINT, and nohup SIGHUP."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    former = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.usefixtures("heard")
 def test_a_signal_during_a_write(number, swallowed, fitted, tmp_path, monkeypatch, capsys):
     fitted.write_h5ad(tmp_path / "section.h5ad")
     (tmp_path / "out.h5ad").write_text("former")
